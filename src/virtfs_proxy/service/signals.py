@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGTERM and SIGINT: an end between two requests, never within one."""
+
+import signal
+from types import FrameType
+
+
+class Stopped(Exception):
+    """Raised out of a wait by a signal. ``args[0]`` is its name."""
+
+
+class Stop:
+    """Turns a signal into :class:`Stopped`, at once while nothing is being served, else at the next :meth:`wait`.
+
+    ``waiting`` is public and plain because the loop sets it twice a request.
+    """
+
+    __slots__ = ("pending", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting = False
+        self.pending = ""
+
+    def install(self, *numbers: signal.Signals) -> None:
+        """Catch signals from now on."""
+        for number in numbers or (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._arrived)
+
+    def wait(self) -> None:
+        """From here on a signal raises, until ``waiting`` is False again. :raises Stopped: for one that came before."""
+        self.waiting = True
+        if self.pending:
+            raise Stopped(self.pending)
+
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
+        self.pending = signal.Signals(number).name
+        if self.waiting:
+            raise Stopped(self.pending)
