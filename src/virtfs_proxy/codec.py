@@ -69,20 +69,23 @@ def fields_of(fields: str) -> list[tuple[str, str]]:
     return items
 
 
-def check_path(path: bytes) -> None:
-    """The check of the kind path, for the rare bytes that may fail it (the common ones never get here).
+def clean_path(path: bytes) -> bytes:
+    """The kind path, for bytes that are not plainly one already: what they name below the directory served.
 
-    :raises Malformed: ENOENT for an empty path, as the kernel; EINVAL for one that names something else than
-        a place below the directory served: absolute, with a component '..', or with a NUL byte.
+    QEMU's driver counts the NUL at the end of most paths (v9fs_path_sprintf in its hw/9pfs/9p.c), and calls the root
+    '/', so that what lies in it is '//a': one NUL at the end and slashes at the beginning are dropped.
+
+    :raises Malformed: ENOENT for an empty path, as the kernel; EINVAL for a NUL byte within it or a component '..'.
     """
-    if not path:
+    named = path[:-1] if path.endswith(b"\0") else path
+    if not named:
         raise Malformed(errno.ENOENT, "empty path")
-    if b"\0" in path:
+    if b"\0" in named:
         raise Malformed(errno.EINVAL, f"NUL byte in path {path!r}")
-    if path.startswith(b"/"):
-        raise Malformed(errno.EINVAL, f"absolute path {path!r}")
-    if b".." in path.split(b"/"):
+    named = named.lstrip(b"/") or b"."
+    if b".." in named and b".." in named.split(b"/"):
         raise Malformed(errno.EINVAL, f"'..' in path {path!r}")
+    return named
 
 
 def _refuse_text(name: str, value: bytes) -> None:
@@ -95,7 +98,7 @@ def _refuse_id(name: str) -> None:
 
 _CHECKS: Final = {
     # 47 is '/'. An empty path has no first byte: `not` must come first.
-    "path": "if not {0} or {0}[0] == 47 or NUL in {0} or DOTS in {0}: check_path({0})",
+    "path": "if not {0} or {0}[0] == 47 or NUL in {0} or DOTS in {0}: {0} = clean_path({0})",
     "text": "if NUL in {0}: refuse_text('{0}', {0})",
     "id": "if {0} == NO_ID: refuse_id('{0}')",
 }
@@ -110,7 +113,7 @@ class _Source:
         self.run: list[tuple[str, str]] = []
         self.space: dict[str, Any] = {
             "call": call,
-            "check_path": check_path,
+            "clean_path": clean_path,
             "refuse_text": _refuse_text,
             "refuse_id": _refuse_id,
             "NO_ID": NO_ID,
@@ -240,4 +243,4 @@ class Fields:
         return values
 
 
-__all__ = ["COUNTED", "FIXED", "NO_ID", "Fields", "Malformed", "Request", "bind", "check_path", "fields_of"]
+__all__ = ["COUNTED", "FIXED", "NO_ID", "Fields", "Malformed", "Request", "bind", "clean_path", "fields_of"]

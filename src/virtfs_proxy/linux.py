@@ -33,11 +33,7 @@ CAP_SETUID: Final = 7
 CAP_SETPCAP: Final = 8
 CAP_SYS_CHROOT: Final = 18
 CAP_MKNOD: Final = 27
-_CAPABILITY_NAMES: Final = {
-    number: name
-    for name, number in list(globals().items())
-    if name.startswith("CAP_")
-}
+_CAPABILITY_NAMES: Final = {number: name for name, number in list(globals().items()) if name.startswith("CAP_")}
 _LINUX_CAPABILITY_VERSION_3: Final = 0x20080522
 
 EXT2_SUPER_MAGIC: Final = 0xEF53  # linux/magic.h; ext3 and ext4 have the same number

@@ -157,7 +157,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("-p", "--path", required=True, help="directory to export")
-    add("-f", "--fd", type=number("descriptor", 0x7FFFFFFF), metavar="SOCKET_ID", help="connected socket to serve")
+    add(
+        "-f",
+        "--fd",
+        type=number("descriptor", 0x7FFFFFFF),
+        metavar="SOCKET_ID",
+        help="connected socket to serve",
+    )
     add("-s", "--socket", metavar="SOCKET_FILE", help="unix socket to make and to serve one client on")
     add("-u", "--uid", type=user, help="user, name or number, that may connect to SOCKET_FILE")
     add("-g", "--gid", type=group, help="group, name or number, that may connect to SOCKET_FILE")

@@ -69,7 +69,7 @@ class as_caller:  # noqa: N801 - reads as the statement it is: with as_caller(wh
             # Neither call reports failure: ask what came of them. Raising the uid has cleared the capabilities of
             # file operations; the set of callers brings one back and takes SETUID and SETGID away.
             if setfsuid(_NOBODY) != uid or setfsgid(_NOBODY) != gid:
-                raise OSError(errno.EPERM, f"cannot become {uid}:{gid}")  # noqa: TRY301
+                raise OSError(errno.EPERM, f"cannot become {uid}:{gid}")
             _CALLERS.apply()
         except BaseException:
             _restore()

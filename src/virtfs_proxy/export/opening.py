@@ -50,7 +50,7 @@ def open_file(dir_fd: int, path: Path, flags: int, mode: int = 0) -> int:
     try:
         # Another process may have put something else there since: then it was opened, unblockingly, and goes now.
         if stat.S_IFMT(os.fstat(fd)[0]) not in _HARMLESS:
-            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), path)  # noqa: TRY301
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), path)
         if not flags & os.O_NONBLOCK:
             os.set_blocking(fd, True)
     except BaseException:

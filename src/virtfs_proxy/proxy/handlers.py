@@ -13,7 +13,7 @@ from virtfs_proxy.proxy.session import Session
 _SECOND = 1_000_000_000
 
 
-def open(s: Session, path: Path, flags: int) -> int:  # noqa: A001, D103 - the row says it, here and below
+def open(s: Session, path: Path, flags: int) -> int:  # noqa: A001 - the row says it, here and below
     return s.export.open(s.root, path, flags)
 
 

@@ -4,6 +4,7 @@
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from virtfs_proxy.codec import FIXED, Malformed, Request, bind, fields_of
@@ -87,8 +88,7 @@ def _shape(reply: str) -> tuple[Success, Failure]:
 
 _Entry = tuple[Request, Callable[..., Any], Success, Failure]
 _TABLE: Final[dict[int, _Entry]] = {
-    opcode: (row, call, *_shape(row.reply))
-    for opcode, (row, call) in bind("=", REQUESTS, handlers, SHORT).items()
+    opcode: (row, call, *_shape(row.reply)) for opcode, (row, call) in bind("=", REQUESTS, handlers, SHORT).items()
 }
 
 
@@ -117,20 +117,14 @@ def answer(session: Session, frame: bytes) -> bytes | int:
         return failure(code)
 
 
-def _length(buffer: bytearray, offset: int) -> int:
-    opcode, size = _unpack_header(buffer, offset)
-    if size > MAX_BODY:
-        raise stream.Hangup(f"request of type {opcode} says it is {size} bytes long, the limit is {MAX_BODY}")
-    return HEADER_SIZE + size  # type: ignore[no-any-return]
-
-
 def serve(session: Session, connection: socket.socket, poll: Poll, stop: Stop) -> None:
     """Answer a connection's requests; ends and errors as :func:`virtfs_proxy.service.stream.serve`."""
     protocol = stream.Protocol(
-        header_size=HEADER_SIZE,
+        size=struct.Struct(f"{HEADER[0]}4xI").unpack_from,
+        extra=HEADER_SIZE,
+        header=HEADER_SIZE,
         limit=HEADER_SIZE + MAX_BODY,
-        length=_length,
-        answer=lambda frame: answer(session, frame),
+        answer=partial(answer, session),
         passing=_INT.pack(FD_VALID),
         not_passed=_number,
     )

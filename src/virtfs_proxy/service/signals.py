@@ -32,7 +32,7 @@ class Stop:
         if self.pending:
             raise Stopped(self.pending)
 
-    def _arrived(self, number: int, frame: FrameType | None) -> None:
+    def _arrived(self, number: int, _frame: FrameType | None) -> None:
         self.pending = signal.Signals(number).name
         if self.waiting:
             raise Stopped(self.pending)

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `virtfs client` makes of words, and shows of numbers; tests/system runs it on a helper."""
+
+import os
+import pwd
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from virtfs_proxy import __version__
+from virtfs_proxy.cli import client, listing, session, virtfs
+from virtfs_proxy.proxy.client import Stat, StatFS
+
+STAT = Stat(65024, 7, 1, stat.S_IFREG | 0o4750, 0, 4_000_000, 0, 1234, 4096, 8, 0, 1_000_000_007, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (b"plain", "plain"),
+        (b"two words", "two words"),
+        ("ünï".encode(), "ünï"),
+        (b"a\nb\t", "a\\nb\\t"),
+        (b"\x1b[1m", "\\x1b[1m"),
+        (b"\xff", "\\xff"),
+        ("a\u202eb".encode(), "a\\u202eb"),  # turns the direction of writing
+        ("\x9b".encode(), "\\x9b"),
+    ],
+)
+def test_a_terminal_is_shown_nothing_that_steers_it(name: bytes, text: str) -> None:
+    assert listing.escape(name) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0"),
+        (1023, "1023"),
+        (1024, "1.0K"),
+        (1536, "1.5K"),
+        (10_000, "9.8K"),
+        (10 * 1024, "10K"),
+        (1024**2 - 1, "1.0M"),
+        (5 * 1024**3, "5.0G"),
+        (2**62, "4.0E"),
+    ],
+)
+def test_human_sizes(size: int, text: str) -> None:
+    assert listing.human(size) == text
+
+
+def test_owners_are_numbers_or_names() -> None:
+    name = pwd.getpwuid(0).pw_name
+    assert listing.owner("5") == (5, -1)
+    assert listing.owner(":6") == (-1, 6)
+    assert listing.owner(f"{name}:7") == (0, 7)
+    assert listing.owner("4294967294:0") == (2**32 - 2, 0)
+    for text in ("nobody-of-that-name", ":no-such-group", "4294967295", "-1", "0x10"):
+        with pytest.raises(ValueError, match="no (user|group)"):
+            listing.owner(text)
+
+
+MODES = [
+    "0", "644", "0644", "00644", "4755", "7777", "01777", "+x", "a+x", "u+x", "go-rwx", "u=rwx,g=rx,o=", "a=r", "=", "=rw",
+    "+w", "-w", "u+s", "g+s", "+s", "o+s", "+t", "u+t", "o-t", "=t", "a=s", "a+X", "u=rwX", "go=u", "u=g", "o+u-w",
+    "ug+rw-x", "u-x+X", "g=o,o=", "u+rw,u-w", "ugo=", "a-s", "u=", "g=", "-x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("before", [0o644, 0o755, 0o7777, 0o2710, 0o1402, 0])
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_modes_are_what_chmod_makes_of_them(tmp_path: Path, kind: str, before: int) -> None:
+    path = tmp_path / "x"
+    path.mkdir() if kind == "directory" else path.touch()
+    got, wanted = {}, {}
+    for text in MODES:
+        path.chmod(before)
+        mode = path.stat().st_mode
+        chmod = ["sh", "-c", 'umask 027; chmod -- "$1" "$2"', "sh", text, str(path)]
+        subprocess.run(chmod, check=True, timeout=10)
+        wanted[text] = oct(stat.S_IMODE(path.stat().st_mode))
+        got[text] = oct(listing.new_mode(text, mode, 0o027))
+    assert got == wanted
+
+
+@pytest.mark.parametrize(
+    "text", ["", "8", "77777", "u", "u+q", "u+r,", "x+r", "+-", "u+rg", "u+ug", "0x1", "-1"]
+)
+def test_what_is_no_mode(text: str) -> None:
+    if text in {"+-"}:  # two actions that change nothing, for chmod too
+        assert listing.new_mode(text, 0o644, 0) == 0o644
+        return
+    with pytest.raises(ValueError, match="invalid mode"):
+        listing.new_mode(text, 0, 0)
+
+
+def test_rows_of_ls() -> None:
+    assert listing.row(STAT, numeric=True)[:5] == ["-rwsr-x---", "1", "0", "4000000", "1234"]
+    assert listing.row(STAT)[2:4] == [pwd.getpwuid(0).pw_name, "4000000"]
+    device = STAT._replace(st_mode=stat.S_IFCHR | 0o600, st_rdev=os.makedev(4, 64))
+    assert listing.row(device)[4] == "4, 64"
+    assert listing.align([["a", "1"], ["long", "22"]], left="0") == ["a     1", "long 22"]
+
+
+def test_times_have_their_nanoseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    assert listing.moment(1_000_000_007, full=True) == "1970-01-01 00:00:01.000000007 +0000"
+    assert listing.moment(-1, full=True) == "1969-12-31 23:59:59.999999999 +0000"
+    assert listing.moment(2**62 * 1_000_000_000) == f"{2**62}.000000000"
+    assert "Modify: 1970-01-01 00:00:01.000000007 +0000" in listing.sheet("x", STAT)
+
+
+def test_df_counts_as_df_does() -> None:
+    fs = StatFS(0, 4096, 1000, 300, 200, 0, 0, 0, 0, 255, 4096)
+    assert listing.space(fs, str) == ["4096000", "2867200", "819200", "78%"]
+    assert listing.space(StatFS(*[0] * 11), str) == ["0", "0", "0", "-"]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "./x"), "./x: No such file or directory"),
+        (OSError(39, "Directory not empty", b"a\n", None, b"b"), "a\\n -> b: Directory not empty"),
+        (ConnectionError("no connection"), "no connection"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_an_error_is_one_line(error: OSError, text: str) -> None:
+    assert session.told(error) == text
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["-x"],
+        ["none", "frob"],
+        ["none", "cat"],
+        ["none", "ls", "--frob"],
+        ["none", "chmod", "u+q", "x"],
+        ["none", "chown", "nobody-of-that-name", "x"],
+        ["none", "mkdir", "-m", "9", "x"],
+        ["none", "xattr", "get", "x"],
+        ["none", "rm", "-r", ""],
+        ["none", "put", "x", ""],
+    ],
+    ids=" ".join,
+)
+def test_a_usage_error_is_2_and_connects_nowhere(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        client.main(argv)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: virtfs client SOCKET")
+
+
+@pytest.fixture
+def _handlers() -> None:
+    """Leave the test runner its signals."""
+
+
+def test_no_helper_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert client.main([str(tmp_path / "none"), "ls"]) == 1
+    assert capsys.readouterr().err == f"virtfs client: {tmp_path}/none: No such file or directory\n"
+
+
+def test_help_of_a_command_needs_no_helper(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        client.main(["none", "df", "--help"])
+    assert ended.value.code == 0
+    assert "-h, --human" in capsys.readouterr().out
+
+
+def test_a_signal_waits_while_it_is_held() -> None:
+    order = []
+    with pytest.raises(session.Interrupted) as raised, session.Signals.hold():
+        session.Signals.arrived(signal.SIGTERM, None)
+        order.append("done all the same")
+    assert (raised.value.signum, order) == (signal.SIGTERM, ["done all the same"])
+    with session.Signals.hold():
+        pass  # it is not raised twice
+
+
+def test_the_second_signal_does_not_wait() -> None:
+    with pytest.raises(session.Interrupted), session.Signals.hold():
+        session.Signals.arrived(signal.SIGINT, None)
+        session.Signals.arrived(signal.SIGINT, None)
+        pytest.fail("went on")
+    with session.Signals.hold():
+        pass
+
+
+@pytest.mark.parametrize(("argv", "status"), [(["--help"], 0), (["--version"], 0), ([], 2), (["frob"], 2)])
+def test_virtfs(argv: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert virtfs.main(argv) == status
+    out, err = capsys.readouterr()
+    assert (err if status else out).startswith(
+        "usage: virtfs" if argv != ["--version"] else f"virtfs {__version__}"
+    )
+    assert not (out if status else err)
+
+
+LOADED = """
+import sys
+from virtfs_proxy.cli import virtfs
+try:
+    virtfs.main(sys.argv[1:])
+except SystemExit:
+    pass
+print(*(m for m in ("tqdm", "virtfs_proxy.proxy.client", "virtfs_proxy.cli.run") if m in sys.modules), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("argv", "loaded"),
+    [
+        (["--help"], ""),
+        (["run", "--help"], "virtfs_proxy.cli.run"),
+        (["client", "none", "ls", "--help"], "virtfs_proxy.proxy.client"),
+    ],
+    ids=["help", "run", "client"],
+)
+def test_a_subcommand_loads_what_it_needs(argv: list[str], loaded: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", LOADED, *argv], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert run.stderr.splitlines()[-1] == loaded
