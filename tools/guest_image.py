@@ -111,9 +111,7 @@ def build(recipe: Recipe) -> Image:
     tree = _tree(recipe, modules)
     digest = hashlib.sha256()
     for entry in sorted(tree, key=lambda entry: entry.path):
-        digest.update(
-            repr((entry.path, entry.mode, entry.rdev)).encode() + hashlib.sha256(entry.data).digest()
-        )
+        digest.update(repr((entry.path, entry.mode, entry.rdev)).encode() + hashlib.sha256(entry.data).digest())
     initrd = cache_dir() / f"initrd-{digest.hexdigest()[:16]}.cpio"
     if not initrd.exists():
         _write_whole(initrd, b"".join(_cpio(tree)))
@@ -146,10 +144,16 @@ def _os_release() -> tuple[str, str]:
 def _unpack_kernel(package: str, work: Path) -> None:
     """Leave vmlinuz and the numbered modules in work/kernel."""
     try:
-        for name in _kernel_packages(package):
-            _apt(["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", name], cwd=work)
+        try:
+            _download_kernel(package, work)
+        except subprocess.CalledProcessError:  # the usual reason is a list of packages that is empty or old
+            if os.geteuid() != 0:
+                raise
+            _apt(["apt-get", "update"])
+            _download_kernel(package, work)
     except (subprocess.SubprocessError, OSError) as error:
-        raise GuestUnavailable(f"cannot fetch {package}: {getattr(error, 'stderr', '') or error}") from error
+        reason = getattr(error, "stderr", None) or error
+        raise GuestUnavailable(f"cannot fetch {package} (is apt-get update to be run?): {reason}") from error
     tree, kernel = work / "tree", work / "kernel"
     kernel.mkdir()
     for deb in work.glob("*.deb"):
@@ -180,21 +184,17 @@ def _plain_module(source: Path, target: Path) -> None:
         subprocess.run([tool, "-dc", source], check=True, stdout=out)
 
 
-def _kernel_packages(meta: str) -> list[str]:
-    """The packages behind the metapackage that hold the kernel and its modules."""
-    image = next(iter(_depends(meta, "linux-image-")), None)
-    if image is None and os.geteuid() == 0:
-        _apt(["apt-get", "update"])
-        image = next(iter(_depends(meta, "linux-image-")), None)
-    if image is None:
-        raise GuestUnavailable(f"apt knows no {meta}; run: sudo apt-get update")
-    return [image, *_depends(image, "linux-modules-")]
+def _download_kernel(package: str, work: Path) -> None:
+    """Fetch the packages behind the metapackage that hold the kernel and its modules."""
+    images = _depends(package, "linux-image-")
+    names = [*images, *(name for image in images for name in _depends(image, "linux-modules-"))]
+    _apt(["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *names], cwd=work)
 
 
 def _depends(package: str, prefix: str) -> list[str]:
-    lines = _apt(["apt-cache", "depends", "--important", package]).splitlines() if package else []
+    lines = _apt(["apt-cache", "depends", "--important", package]).splitlines()
     names = [line.split()[-1] for line in lines if line.strip(" |").startswith("Depends:")]
-    return [name for name in names if name.startswith(prefix)]
+    return [name for name in names if name.startswith(prefix)][:1]
 
 
 @dataclass(frozen=True)
@@ -219,9 +219,7 @@ def _tree(recipe: Recipe, modules: Sequence[Path]) -> list[_Entry]:
     for program in recipe.programs:
         files |= _program(program)
     for where, path in files.items():
-        entries.append(
-            _Entry(where.lstrip("/"), stat.S_IFREG | (path.stat().st_mode & 0o777), path.read_bytes())
-        )
+        entries.append(_Entry(where.lstrip("/"), stat.S_IFREG | (path.stat().st_mode & 0o777), path.read_bytes()))
     entries += [_Entry(where.lstrip("/"), 0o100644, text.encode()) for where, text in recipe.texts.items()]
     directories = {"proc", "sys", "mnt", "root", "tmp", "run", "etc"}
     for entry in entries:

@@ -11,7 +11,6 @@ Whatever bytes come, a decoder either makes the call with arguments that passed 
 """
 
 import errno
-import inspect
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
@@ -184,7 +183,8 @@ def bind(
         call = getattr(handlers, row.name, None)
         if call is None:
             raise TypeError(f"{handlers.__name__} has no function for the row {row.name}")
-        got = list(inspect.signature(call).parameters)[1:]
+        code = call.__code__
+        got = list(code.co_varnames[1 : code.co_argcount])
         if got != [name for name, _ in row.items()]:
             raise TypeError(f"{handlers.__name__}.{row.name} takes {got}, its row has {row.fields!r}")
         if row.opcode in table:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the stages of a confinement work from."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(slots=True)
-class Plan:
+class Plan(NamedTuple):
     """One process's confinement.
 
     :param directory: descriptor of the directory that becomes the root; closed on the way.

@@ -61,15 +61,53 @@ def test_owners_are_numbers_or_names() -> None:
     assert listing.owner(f"{name}:7") == (0, 7)
     assert listing.owner("4294967294:0") == (2**32 - 2, 0)
     for text in ("nobody-of-that-name", ":no-such-group", "4294967295", "-1", "0x10"):
-        with pytest.raises(ValueError, match="no (user|group)"):
+        with pytest.raises(ValueError, match=r"no (user|group)"):
             listing.owner(text)
 
 
 MODES = [
-    "0", "644", "0644", "00644", "4755", "7777", "01777", "+x", "a+x", "u+x", "go-rwx", "u=rwx,g=rx,o=", "a=r", "=", "=rw",
-    "+w", "-w", "u+s", "g+s", "+s", "o+s", "+t", "u+t", "o-t", "=t", "a=s", "a+X", "u=rwX", "go=u", "u=g", "o+u-w",
-    "ug+rw-x", "u-x+X", "g=o,o=", "u+rw,u-w", "ugo=", "a-s", "u=", "g=", "-x",
-]  # fmt: skip
+    "0",
+    "644",
+    "0644",
+    "00644",
+    "4755",
+    "7777",
+    "01777",
+    "+x",
+    "a+x",
+    "u+x",
+    "go-rwx",
+    "u=rwx,g=rx,o=",
+    "a=r",
+    "=",
+    "=rw",
+    "+w",
+    "-w",
+    "-x",
+    "+-",
+    "u+s",
+    "g+s",
+    "+s",
+    "o+s",
+    "+t",
+    "u+t",
+    "o-t",
+    "=t",
+    "a=s",
+    "a+X",
+    "u=rwX",
+    "go=u",
+    "u=g",
+    "o+u-w",
+    "ug+rw-x",
+    "u-x+X",
+    "g=o,o=",
+    "u+rw,u-w",
+    "ugo=",
+    "a-s",
+    "u=",
+    "g=",
+]
 
 
 @pytest.mark.parametrize("before", [0o644, 0o755, 0o7777, 0o2710, 0o1402, 0])
@@ -88,9 +126,7 @@ def test_modes_are_what_chmod_makes_of_them(tmp_path: Path, kind: str, before: i
     assert got == wanted
 
 
-@pytest.mark.parametrize(
-    "text", ["", "8", "77777", "u", "u+q", "u+r,", "x+r", "+-", "u+rg", "u+ug", "0x1", "-1"]
-)
+@pytest.mark.parametrize("text", ["", "8", "77777", "u", "u+q", "u+r,", "x+r", "u+rg", "u+ug", "0x1", "-1"])
 def test_what_is_no_mode(text: str) -> None:
     if text in {"+-"}:  # two actions that change nothing, for chmod too
         assert listing.new_mode(text, 0o644, 0) == 0o644
@@ -159,11 +195,6 @@ def test_a_usage_error_is_2_and_connects_nowhere(argv: list[str], capsys: pytest
     assert capsys.readouterr().err.startswith("usage: virtfs client SOCKET")
 
 
-@pytest.fixture
-def _handlers() -> None:
-    """Leave the test runner its signals."""
-
-
 def test_no_helper_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,32 +210,34 @@ def test_help_of_a_command_needs_no_helper(capsys: pytest.CaptureFixture[str]) -
     assert "-h, --human" in capsys.readouterr().out
 
 
-def test_a_signal_waits_while_it_is_held() -> None:
-    order = []
-    with pytest.raises(session.Interrupted) as raised, session.Signals.hold():
-        session.Signals.arrived(signal.SIGTERM, None)
-        order.append("done all the same")
-    assert (raised.value.signum, order) == (signal.SIGTERM, ["done all the same"])
+def signalled(times: int, done: list[str]) -> None:
     with session.Signals.hold():
-        pass  # it is not raised twice
+        for _ in range(times):
+            session.Signals.arrived(signal.SIGTERM, None)
+        done.append("done")
+
+
+def test_a_signal_waits_while_it_is_held() -> None:
+    done: list[str] = []
+    with pytest.raises(session.Interrupted) as raised:
+        signalled(1, done)
+    assert (raised.value.signum, done) == (signal.SIGTERM, ["done"])
+    signalled(0, done)  # it is not raised twice
 
 
 def test_the_second_signal_does_not_wait() -> None:
-    with pytest.raises(session.Interrupted), session.Signals.hold():
-        session.Signals.arrived(signal.SIGINT, None)
-        session.Signals.arrived(signal.SIGINT, None)
-        pytest.fail("went on")
-    with session.Signals.hold():
-        pass
+    done: list[str] = []
+    with pytest.raises(session.Interrupted):
+        signalled(2, done)
+    assert not done
+    signalled(0, done)
 
 
 @pytest.mark.parametrize(("argv", "status"), [(["--help"], 0), (["--version"], 0), ([], 2), (["frob"], 2)])
 def test_virtfs(argv: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert virtfs.main(argv) == status
     out, err = capsys.readouterr()
-    assert (err if status else out).startswith(
-        "usage: virtfs" if argv != ["--version"] else f"virtfs {__version__}"
-    )
+    assert (err if status else out).startswith("usage: virtfs" if argv != ["--version"] else f"virtfs {__version__}")
     assert not (out if status else err)
 
 
@@ -215,7 +248,8 @@ try:
     virtfs.main(sys.argv[1:])
 except SystemExit:
     pass
-print(*(m for m in ("tqdm", "virtfs_proxy.proxy.client", "virtfs_proxy.cli.run") if m in sys.modules), file=sys.stderr)
+watched = ("tqdm", "virtfs_proxy.proxy.client", "virtfs_proxy.cli.run")
+print(*(module for module in watched if module in sys.modules), file=sys.stderr)
 """
 
 
@@ -229,7 +263,5 @@ print(*(m for m in ("tqdm", "virtfs_proxy.proxy.client", "virtfs_proxy.cli.run")
     ids=["help", "run", "client"],
 )
 def test_a_subcommand_loads_what_it_needs(argv: list[str], loaded: str) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", LOADED, *argv], capture_output=True, text=True, timeout=30, check=True
-    )
+    run = subprocess.run([sys.executable, "-c", LOADED, *argv], capture_output=True, text=True, timeout=30, check=True)
     assert run.stderr.splitlines()[-1] == loaded
