@@ -273,7 +273,8 @@ class Sequence(RuleBasedStateMachine):
         sent = template.at(self.place)
         pair = self.pair
         itself, opened = kinds(pair.ours.root, _first(sent).split(b"\0")[0])
-        before = tree_of(pair.ours.export / os.fsdecode(self.place))
+        original, before = self.trees()
+        assert before == original
         if stalls(sent, opened):
             was, reply = UNASKED, Reply(0, b"", {})
         else:

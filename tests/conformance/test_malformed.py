@@ -2,13 +2,12 @@
 """Bytes that no honest driver sends: one documented answer each, the next request served, the export untouched."""
 
 import os
-import signal
 import struct
 from typing import Any
 
 import pytest
 
-from tests.conformance.peer import BODIES, ROWS, Died, Helper, body_of, frame
+from tests.conformance.peer import BODIES, ROWS, Helper, body_of, frame
 from tests.conformance.tree import Tree, snapshot
 from virtfs_proxy.proxy.messages import FD, MAX_BODY
 
@@ -260,19 +259,3 @@ def test_several_requests_in_one_send(helper: Helper, populated: Tree) -> None:
             os.close(reply.fd)
     helper.send(frame("lstat")[3:])
     assert helper.reply(ROWS["lstat"]).name == "ENOBUFS"
-
-
-def test_gone_before_the_reply(helper: Helper, populated: Tree) -> None:
-    """A client that asks and leaves: the helper ends by itself; the original by SIGPIPE."""
-    helper.send(frame("open", body_of("open", path=b"file", flags=0)) * 50)
-    helper.socket.close()
-    helper.ends_with = -signal.SIGPIPE if helper.original else 0
-
-
-def test_a_signal_ends_it_between_two_requests(helper: Helper, populated: Tree) -> None:
-    assert helper.alive()
-    helper.process.send_signal(signal.SIGTERM)
-    assert helper.hung_up()
-    helper.ends_with = -signal.SIGTERM if helper.original else 0
-    with pytest.raises(Died):
-        helper.ask("lstat", path=b".")

@@ -149,7 +149,7 @@ def _wire(path: AnyPath) -> bytes:
 
     :raises ValueError: for a NUL byte, as every function of os.
     """
-    raw = os.fsencode(path)
+    raw = path if type(path) is bytes else os.fsencode(path)  # a quarter of a microsecond
     if b"\0" in raw:
         raise ValueError("embedded null byte")
     if raw[:2] == b"./":
