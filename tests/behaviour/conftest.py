@@ -18,9 +18,7 @@ def host(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=FACES)
-def face(
-    request: pytest.FixtureRequest, helper_command: list[str], host: Path, tmp_path: Path
-) -> Iterator[Face]:
+def face(request: pytest.FixtureRequest, helper_command: list[str], host: Path, tmp_path: Path) -> Iterator[Face]:
     """The same directory, through a face."""
     with FACES[request.param](helper_command, host, tmp_path / "log") as face:
         yield face

@@ -155,9 +155,7 @@ def test_create_does_not_follow_a_dangling_symlink(face: Face, host: Path) -> No
 
 @pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK], ids=stat.filemode)
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR], ids=["r", "w", "rw"])
-def test_what_is_no_file_is_not_opened_and_stalls_nobody(
-    face: Face, host: Path, kind: int, flags: int
-) -> None:
+def test_what_is_no_file_is_not_opened_and_stalls_nobody(face: Face, host: Path, kind: int, flags: int) -> None:
     os.mknod(host / "x", kind | 0o600, os.makedev(1, 3))
     with refused(errno.ENXIO):
         face.open(b"x", flags)

@@ -201,9 +201,7 @@ def test_a_directory_knows_when_it_changed(face: Face, host: Path) -> None:
 # Extended attributes
 
 
-@pytest.mark.parametrize(
-    "value", [b"", b"v", b"\0\xff\n", b"v" * 3000], ids=["empty", "short", "binary", "long"]
-)
+@pytest.mark.parametrize("value", [b"", b"v", b"\0\xff\n", b"v" * 3000], ids=["empty", "short", "binary", "long"])
 @pytest.mark.parametrize("kind", ["file", "directory"])
 def test_an_attribute_keeps_its_value(face: Face, host: Path, kind: str, value: bytes) -> None:
     make(host, kind)
@@ -285,11 +283,7 @@ def test_an_acl_is_kept_and_shows_in_the_mode(face: Face, host: Path) -> None:
     entries = [(1, 6, -1), (2, 7, 1000), (4, 4, -1), (16, 7, -1), (32, 0, -1)]
     acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
     face.setxattr(b"x", b"system.posix_acl_access", acl)
-    assert (
-        face.getxattr(b"x", b"system.posix_acl_access")
-        == os.getxattr(host / "x", "system.posix_acl_access")
-        == acl
-    )
+    assert face.getxattr(b"x", b"system.posix_acl_access") == os.getxattr(host / "x", "system.posix_acl_access") == acl
     assert kind_and_mode(host, b"x") == stat.S_IFREG | 0o670
 
 

@@ -165,10 +165,15 @@ lsetxattr = _with_value()
 lremovexattr = _row("lremovexattr", path=path, name=attribute)
 getversion = _row("getversion", path=path)
 
-any_request = st.one_of(
-    lstat, mkdir, create, mknod, symlink, link, open_, readlink, statfs, chmod, chown, truncate, utime, rename, remove,
-    lgetxattr, llistxattr, lsetxattr, lremovexattr, getversion,
-)  # fmt: skip
+GROUPS: tuple[tuple[st.SearchStrategy[Any], ...], ...] = (
+    (create, mkdir, mknod, symlink, link),
+    (open_, create),
+    (lstat, readlink, statfs, getversion, lgetxattr, llistxattr),
+    (chmod, chown, truncate, utime),
+    (rename, remove, link),
+    (lsetxattr, lgetxattr, llistxattr, lremovexattr),
+)
+any_request = st.one_of(*(row for group in GROUPS for row in group))
 
 
 @st.composite
@@ -180,3 +185,21 @@ def _malformed(draw: st.DrawFn) -> Sent:
 
 
 malformed = _malformed()
+use = st.tuples(st.integers(0, 7), st.sampled_from(["write", "read", "list", "stat", "truncate", "close"]))
+
+
+class Steps(list[Sent | tuple[int, str] | None]):
+    """Requests, uses of a descriptor, and None, which is no step: what a step shrinks to."""
+
+    def __repr__(self) -> str:
+        return "\n".join(f"  {step}" for step in self if step is not None)
+
+
+@st.composite
+def sequences(draw: st.DrawFn, length: int) -> Steps:
+    """Sequences that leave some groups out: what takes many of others is found so."""
+    groups = draw(st.lists(st.sampled_from(range(len(GROUPS))), min_size=2, max_size=len(GROUPS), unique=True))
+    rows = [row for index in groups for row in GROUPS[index]]
+    odd = [malformed] if draw(st.booleans()) else []
+    step = st.one_of(st.none(), *rows, *odd, use)
+    return Steps(draw(st.lists(step, min_size=length, max_size=length)))

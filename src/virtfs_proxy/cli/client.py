@@ -406,7 +406,8 @@ def main(argv: list[str] | None = None) -> int:
         words = [socket]
     args = parser.parse_args(words) if words else None
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, Signals.arrived)
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup(1)
+            signal.signal(signum, Signals.arrived)
     try:
         return _serve(socket, parser, args)
     except BrokenPipeError:

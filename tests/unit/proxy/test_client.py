@@ -122,9 +122,7 @@ def test_sizes_are_asked_for_with_size_0(helper: Helper) -> None:
         ("\udcff", b"./\xff"),
     ],
 )
-def test_paths_go_in_the_form_that_qemu_sends(
-    helper: Helper, given_path: module.AnyPath, sent: bytes
-) -> None:
+def test_paths_go_in_the_form_that_qemu_sends(helper: Helper, given_path: module.AnyPath, sent: bytes) -> None:
     helper.say(OK)
     helper.client.remove(given_path)
     assert helper.heard() == ("remove", {"path": sent})
@@ -285,6 +283,12 @@ def test_no_answer_ends_the_connection_for_good(helper: Helper, name: str, reply
     with pytest.raises(ConnectionError) as again:
         helper.client.lstat("f")
     assert str(again.value) == str(raised.value)
+
+
+def test_a_reply_over_the_bound_is_not_waited_for(helper: Helper) -> None:
+    helper.say(struct.pack("=II", 0, MAX_BODY + 1))
+    with pytest.raises(ConnectionError, match="announced a reply of 65537 bytes"):
+        helper.client.lstat("f")
 
 
 def test_a_helper_that_is_gone(helper: Helper) -> None:

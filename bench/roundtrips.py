@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Round trips of two helpers, in interleaved rounds of one run: time a request (p50, p99) and helper's CPU time.
+
+Each helper is started once a setting. In a round every operation is asked of one helper, then of the other; the
+next round begins with the other. What changes on the machine meanwhile changes both: compare ratios, not times.
+
+    sudo .venv/bin/python -m bench.roundtrips
+"""
+
+import gc
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Final, NamedTuple
+
+from bench.measure import commands, helper, operations, options, sample_tree, usage
+
+TARGETS: Final = {"all": 0.65, "one": 1.25}
+CREATE_REMOVE_TARGET: Final = 0.8  # with all CPUs: two requests, one of them with four changes of identity
+SETTINGS: Final = {
+    "all": "all CPUs (the helper polls)",
+    "one": "client and helpers on one CPU (no polling)",
+}
+SETTLE_S: Final = 0.002
+"""Longer than a helper polls: the scheduler's count is exact once it sleeps."""
+
+
+class Round(NamedTuple):
+    """Nanoseconds a request."""
+
+    p50: float
+    p99: float
+    cpu: float
+
+
+def measure(call: Callable[[], object], pid: int, requests: int) -> Round:
+    """One round of one operation with one helper."""
+    samples = [0] * requests
+    clock = time.perf_counter_ns
+    for _ in range(50):
+        call()
+    time.sleep(SETTLE_S)
+    before = usage(pid).cpu_ns
+    for i in range(requests):
+        started = clock()
+        call()
+        samples[i] = clock() - started
+    time.sleep(SETTLE_S)
+    cpu = usage(pid).cpu_ns - before
+    samples.sort()
+    return Round(samples[requests // 2], samples[requests * 99 // 100], cpu / requests)
+
+
+@contextmanager
+def cpus(setting: str) -> Iterator[None]:
+    """This process, and the helpers it starts, on the CPUs of a setting."""
+    available = os.sched_getaffinity(0)
+    if setting == "all" and len(available) < 2:
+        raise SystemExit("there is one CPU only: choose --cpus one")
+    os.sched_setaffinity(0, available if setting == "all" else {max(available)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, available)
+
+
+Results = dict[str, dict[str, list[Round]]]
+"""Operation -> helper -> its rounds."""
+
+
+def run(setting: str, chosen: dict[str, list[str]], root: Path, rounds: int, requests: int) -> Results:
+    """All rounds of a setting."""
+    results: Results = {}
+    first, second = chosen
+    with cpus(setting), helper(chosen[first], root) as one, helper(chosen[second], root) as other:
+        calls = {name: (operations(client), pid) for name, (client, pid) in zip(chosen, (one, other), strict=True)}
+        for number in range(rounds):
+            for operation in calls[first][0]:
+                cells = results.setdefault(operation, {name: [] for name in chosen})
+                for name in (first, second) if number % 2 == 0 else (second, first):
+                    table, pid = calls[name]
+                    cells[name].append(measure(table[operation], pid, requests))
+    return results
+
+
+def summary(setting: str, results: Results) -> list[dict[str, object]]:
+    """A row an operation: medians over the rounds in microseconds, and medians of the rounds' ratios."""
+    rows = []
+    for operation, by_helper in results.items():
+        target = TARGETS[setting] if setting == "one" or "+" not in operation else CREATE_REMOVE_TARGET
+        row: dict[str, object] = {"setting": setting, "operation": operation, "target": target}
+        for column in Round._fields:
+            pair = {name: [getattr(r, column) for r in rounds] for name, rounds in by_helper.items()}
+            row |= {f"{name}_{column}_us": round(median(values) / 1000, 2) for name, values in pair.items()}
+            ratios = [ours / original for original, ours in zip(pair["original"], pair["ours"], strict=True)]
+            row[f"{column}_ratio"] = round(median(ratios), 3)
+        rows.append(row)
+    return rows
+
+
+def show(setting: str, rows: list[dict[str, object]]) -> None:
+    """Print a table in Markdown, as docs/performance.md has it."""
+    print(f"\n{SETTINGS[setting]}; original / ours, µs a request\n")
+    print("| request | p50 | ratio | target | | p99 | ratio | helper's CPU | ratio |")
+    print("| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |")
+    for row in rows:
+        pairs = {c: f"{row[f'original_{c}_us']:.1f} / {row[f'ours_{c}_us']:.1f}" for c in Round._fields}
+        met = "met" if float(str(row["p50_ratio"])) <= float(str(row["target"])) else "missed"
+        print(
+            f"| {row['operation']} | {pairs['p50']} | {row['p50_ratio']:.2f} | ≤ {row['target']} | {met} "
+            f"| {pairs['p99']} | {row['p99_ratio']:.2f} | {pairs['cpu']} | {row['cpu_ratio']:.2f} |"
+        )
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = options(__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
+    parser.add_argument("--requests", type=int, default=3000, help="a round and operation (%(default)s)")
+    parser.add_argument("--cpus", choices=("both", *SETTINGS), default="both", help="(%(default)s)")
+    chosen = parser.parse_args()
+    helpers = commands(chosen)
+    load, rows = os.getloadavg()[0], []
+    gc.disable()
+    with sample_tree(chosen.dir) as root:
+        for setting in SETTINGS if chosen.cpus == "both" else (chosen.cpus,):
+            part = summary(setting, run(setting, helpers, root, chosen.rounds, chosen.requests))
+            rows += part
+            if not chosen.json:
+                show(setting, part)
+    if chosen.json:
+        print(json.dumps({"load_before": load, "rounds": chosen.rounds, "requests": chosen.requests, "rows": rows}))
+    else:
+        print(f"\n{chosen.rounds} rounds of {chosen.requests} requests; load average before: {load:.2f}")
+
+
+if __name__ == "__main__":
+    main()
