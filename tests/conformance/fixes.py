@@ -108,6 +108,12 @@ FIXES = (
         and (seen.original, seen.ours) == (UNASKED, "ENXIO"),
     ),
     Fix(
+        "GETVERSION opens a device to ask it for its generation: ENOTTY; ours opens none",
+        lambda seen: seen.sent.name == "getversion"
+        and stat.S_ISCHR(seen.itself)
+        and (seen.original, seen.ours) == ("ENOTTY", "ENXIO"),
+    ),
+    Fix(
         "a link in the last component is not followed to be opened: the guest has followed its links itself",
         lambda seen: seen.sent.name in OPENERS
         and stat.S_ISLNK(seen.itself)

@@ -192,7 +192,7 @@ class Steps(list[Sent | tuple[int, str] | None]):
     """Requests, uses of a descriptor, and None, which is no step: what a step shrinks to."""
 
     def __repr__(self) -> str:
-        return "\n".join(f"  {step}" for step in self if step is not None)
+        return "".join(f"\n  {step}" for step in self if step is not None)
 
 
 @st.composite

@@ -124,7 +124,7 @@ def work(image: guest_image.Image, helper: list[str], mode: guest_run.Mode, home
                 seen[name] = json.loads(value)
             elif word == "SYNC":
                 swap(home / "fifo", rest)
-            elif word == "FINISHED":
+            elif word == "FINISHED" and (home / "fifo" / "swap").is_fifo():
                 # An original that waits for the FIFO's other end gets one: it cannot be ended otherwise.
                 os.close(os.open(home / "fifo" / "swap", os.O_RDWR))
     ends = {tag: process.returncode for tag, process in guest.helpers.items()}

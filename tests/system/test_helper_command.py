@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line of the helper: every option, every refusal, and how it ends."""
 
+import contextlib
 import grp
 import os
 import pwd
@@ -217,7 +218,7 @@ def test_the_longest_path_of_a_socket(launcher: Launcher) -> None:
 
     launcher.socket = Path(room, "s" * (108 - len(room) - 1))
     refused(launcher.run("-n", "-p", str(launcher.export), *launcher.on_socket()), str(launcher.socket), "108", "107")
-    assert os.listdir(room) == ["export", "log0"] or set(os.listdir(room)) == {"export", "log0"}
+    assert set(os.listdir(room)) == {"export", "log0"}
 
 
 @root
@@ -297,15 +298,14 @@ def test_it_says_all_that_are_missing(launcher: Launcher) -> None:
 @root
 @FOREGROUND_OR_NOT
 @pytest.mark.parametrize(
-    ("call", "stage"), [("chroot", "root"), ("setgroups", "groups"), ("capset", "capabilities"), ("umask", "")]
+    ("call", "stage"),
+    [("chroot", "root"), ("setgroups", "groups"), ("capset", "capabilities"), ("prctl", "capabilities")],
 )
 def test_confinement_that_fails(launcher: Launcher, mode: list[str], call: str, stage: str) -> None:
     """Nothing is served then, and no socket stays. What the kernel would refuse is refused by strace."""
-    # umask cannot fail: what follows no_new_privs is the last thing that can, and stands for itself.
-    inject = f"{call}:error=EPERM" if stage else "prctl:error=EPERM"
-    trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={inject}"]
+    trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={call}:error=EPERM"]
     done = launcher.run("-p", str(launcher.export), *launcher.on_socket(), *mode, under=trace)
-    refused(done, "cannot confine itself", f"stage {stage or 'capabilities'}", "Operation not permitted")
+    refused(done, "cannot confine itself", f"stage {stage}", "Operation not permitted")
     assert not launcher.socket.exists()
 
 
@@ -393,8 +393,9 @@ def test_streams_without_an_answer(launcher: Launcher, sent: bytes, reason: str)
     ours.sendall(status_frames(1) + sent)
     assert len(ours.recv(124, socket.MSG_WAITALL)) == 124
     ours.shutdown(socket.SHUT_WR)
-    assert ours.recv(1) == b""
     assert running.ends() == 1
+    with contextlib.suppress(ConnectionResetError):
+        assert ours.recv(1) == b""
     text = "\n".join(running.said())
     assert reason in text
     assert ": LSTAT 1" in text
