@@ -494,7 +494,7 @@ def main() -> None:
             value = f"failed: {error!r}"
             traceback.print_exc()
         spent = time.monotonic() - start
-        print("RESULT", function.__name__, json.dumps(value))
+        print("RESULT", function.__name__, json.dumps(value, default=repr))
         print(f"SPENT {function.__name__} {spent:.2f}", flush=True)
     # Exit without the interpreter's own goodbye: a child may hang on the share for good.
     os._exit(0)
