@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +94,23 @@ def usage(pid: int) -> Usage:
     status = Path(f"/proc/{pid}/status").read_text()
     switches = sum(int(line.split()[1]) for line in status.splitlines() if "ctxt_switches" in line)
     return Usage(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]), switches)
+
+
+class Others:
+    """What processes other than this one and its children, ended ones, use of the machine from here on."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.used = self._used()
+
+    def _used(self) -> float:
+        user, nice, system, _idle, _wait, *more = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
+        busy = (user + nice + system + sum(more[:3])) / os.sysconf("SC_CLK_TCK")
+        return busy - sum(os.times()[:4])
+
+    def cpus(self) -> float:
+        """CPUs' worth of time used since, hypervisor's included."""
+        return max(0.0, (self._used() - self.used) / (time.monotonic() - self.started))
 
 
 def memory(pid: int) -> dict[str, int]:

@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 from bench.measure import FILE, LINK, NEW, UID, VALUE, sample_tree
+
 from virtfs_proxy import linux
 from virtfs_proxy.codec import Fields
 from virtfs_proxy.export.passthrough import Export

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Round trips of two helpers, in interleaved rounds of one run: time a request (p50, p99) and helper's CPU time.
 
-Each helper is started once a setting. In a round every operation is asked of one helper, then of the other; the
-next round begins with the other. What changes on the machine meanwhile changes both: compare ratios, not times.
+Each helper is started once a setting. In a round every operation is asked of both in turn, some hundred requests at a
+time; the next round begins with the other helper. What changes on the machine changes both: compare ratios, not times.
+With all CPUs the machine must have one to spare: what others used meanwhile is printed.
 
     sudo .venv/bin/python -m bench.roundtrips
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final, NamedTuple
 
-from bench.measure import commands, helper, operations, options, sample_tree, usage
+from bench.measure import Others, commands, helper, operations, options, sample_tree, usage
 
 TARGETS: Final = {"all": 0.65, "one": 1.25}
 CREATE_REMOVE_TARGET: Final = 0.8  # with all CPUs: two requests, one of them with four changes of identity
@@ -29,6 +30,10 @@ SETTLE_S: Final = 0.002
 """Longer than a helper polls: the scheduler's count is exact once it sleeps."""
 
 
+SLICE: Final = 250
+"""Requests to one helper before the other's turn: a busy moment of the machine meets both."""
+
+
 class Round(NamedTuple):
     """Nanoseconds a request."""
 
@@ -37,22 +42,33 @@ class Round(NamedTuple):
     cpu: float
 
 
-def measure(call: Callable[[], object], pid: int, requests: int) -> Round:
-    """One round of one operation with one helper."""
-    samples = [0] * requests
+Asked = dict[str, tuple[Callable[[], object], int]]
+"""Helper -> one operation with it, and its process id."""
+
+
+def measure(asked: Asked, requests: int) -> dict[str, Round]:
+    """One round of one operation: slices of requests to each helper in turn, in the order given."""
+    samples: dict[str, list[int]] = {name: [0] * requests for name in asked}
     clock = time.perf_counter_ns
-    for _ in range(50):
-        call()
+    for call, _ in asked.values():
+        for _ in range(50):
+            call()
     time.sleep(SETTLE_S)
-    before = usage(pid).cpu_ns
-    for i in range(requests):
-        started = clock()
-        call()
-        samples[i] = clock() - started
+    before = {name: usage(pid).cpu_ns for name, (_, pid) in asked.items()}
+    for start in range(0, requests, SLICE):
+        for name, (call, _) in asked.items():
+            taken = samples[name]
+            for i in range(start, min(start + SLICE, requests)):
+                started = clock()
+                call()
+                taken[i] = clock() - started
     time.sleep(SETTLE_S)
-    cpu = usage(pid).cpu_ns - before
-    samples.sort()
-    return Round(samples[requests // 2], samples[requests * 99 // 100], cpu / requests)
+    found = {}
+    for name, (_, pid) in asked.items():
+        taken = sorted(samples[name])
+        cpu = usage(pid).cpu_ns - before[name]
+        found[name] = Round(taken[requests // 2], taken[requests * 99 // 100], cpu / requests)
+    return found
 
 
 @contextmanager
@@ -75,15 +91,15 @@ Results = dict[str, dict[str, list[Round]]]
 def run(setting: str, chosen: dict[str, list[str]], root: Path, rounds: int, requests: int) -> Results:
     """All rounds of a setting."""
     results: Results = {}
-    first, second = chosen
-    with cpus(setting), helper(chosen[first], root) as one, helper(chosen[second], root) as other:
-        calls = {name: (operations(client), pid) for name, (client, pid) in zip(chosen, (one, other), strict=True)}
+    names = list(chosen)
+    with cpus(setting), helper(chosen[names[0]], root) as one, helper(chosen[names[1]], root) as other:
+        tables = {name: (operations(client), pid) for name, (client, pid) in zip(names, (one, other), strict=True)}
         for number in range(rounds):
-            for operation in calls[first][0]:
-                cells = results.setdefault(operation, {name: [] for name in chosen})
-                for name in (first, second) if number % 2 == 0 else (second, first):
-                    table, pid = calls[name]
-                    cells[name].append(measure(table[operation], pid, requests))
+            order = names if number % 2 == 0 else names[::-1]
+            for operation in tables[names[0]][0]:
+                asked = {name: (tables[name][0][operation], tables[name][1]) for name in order}
+                for name, figures in measure(asked, requests).items():
+                    results.setdefault(operation, {name: [] for name in names})[name].append(figures)
     return results
 
 
@@ -124,7 +140,8 @@ def main() -> None:
     parser.add_argument("--cpus", choices=("both", *SETTINGS), default="both", help="(%(default)s)")
     chosen = parser.parse_args()
     helpers = commands(chosen)
-    load, rows = os.getloadavg()[0], []
+    rows: list[dict[str, object]] = []
+    load, others = os.getloadavg()[0], Others()
     gc.disable()
     with sample_tree(chosen.dir) as root:
         for setting in SETTINGS if chosen.cpus == "both" else (chosen.cpus,):
@@ -133,9 +150,11 @@ def main() -> None:
             if not chosen.json:
                 show(setting, part)
     if chosen.json:
-        print(json.dumps({"load_before": load, "rounds": chosen.rounds, "requests": chosen.requests, "rows": rows}))
+        run_of = {"rounds": chosen.rounds, "requests": chosen.requests, "load_before": load}
+        print(json.dumps(run_of | {"others_cpus": round(others.cpus(), 2), "rows": rows}))
     else:
-        print(f"\n{chosen.rounds} rounds of {chosen.requests} requests; load average before: {load:.2f}")
+        print(f"\n{chosen.rounds} rounds of {chosen.requests} requests; load average before: {load:.2f}", end="; ")
+        print(f"other processes used {others.cpus():.2f} of {os.cpu_count()} CPUs meanwhile")
 
 
 if __name__ == "__main__":

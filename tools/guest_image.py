@@ -143,17 +143,7 @@ def _os_release() -> tuple[str, str]:
 
 def _unpack_kernel(package: str, work: Path) -> None:
     """Leave vmlinuz and the numbered modules in work/kernel."""
-    try:
-        try:
-            _download_kernel(package, work)
-        except subprocess.CalledProcessError:  # the usual reason is a list of packages that is empty or old
-            if os.geteuid() != 0:
-                raise
-            _apt(["apt-get", "update"])
-            _download_kernel(package, work)
-    except (subprocess.SubprocessError, OSError) as error:
-        reason = getattr(error, "stderr", None) or error
-        raise GuestUnavailable(f"cannot fetch {package} (is apt-get update to be run?): {reason}") from error
+    _fetch_kernel(package, work)
     tree, kernel = work / "tree", work / "kernel"
     kernel.mkdir()
     for deb in work.glob("*.deb"):
@@ -173,6 +163,21 @@ def _unpack_kernel(package: str, work: Path) -> None:
         _plain_module(path, kernel / f"{number:02}-{path.name.split('.')[0]}.ko")
 
 
+def _fetch_kernel(package: str, work: Path) -> None:
+    """Leave the packages in work, with a fresh list of packages if need be and this process is root."""
+    try:
+        try:
+            _download_kernel(package, work)
+        except subprocess.CalledProcessError:
+            if os.geteuid() != 0:
+                raise
+            _apt(["apt-get", "update"])
+            _download_kernel(package, work)
+    except (subprocess.SubprocessError, OSError) as error:
+        reason = getattr(error, "stderr", None) or error
+        raise GuestUnavailable(f"cannot fetch {package} (is apt-get update to be run?): {reason}") from error
+
+
 def _plain_module(source: Path, target: Path) -> None:
     """Copy a module, uncompressed: busybox's insmod knows none of the compressions."""
     tool = {".zst": "zstd", ".xz": "xz", ".gz": "gzip"}.get(source.suffix)
@@ -187,6 +192,8 @@ def _plain_module(source: Path, target: Path) -> None:
 def _download_kernel(package: str, work: Path) -> None:
     """Fetch the packages behind the metapackage that hold the kernel and its modules."""
     images = _depends(package, "linux-image-")
+    if not images:
+        raise GuestUnavailable(f"{package} depends on no linux-image package")
     names = [*images, *(name for image in images for name in _depends(image, "linux-modules-"))]
     _apt(["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *names], cwd=work)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 
 from tests.conformance import sequences as draw
 from tests.conformance.fixes import (
@@ -175,10 +175,12 @@ def test_same_answers_and_same_trees(pair: Pair) -> None:
         deadline=None,
         derandomize=not wanted,
         database=None,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.explicit, Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
     )
     @given(draw.sequences(STEPS))
+    @example(draw.Steps([Sent("readlink", {"path": b"", "size": 0})]))
+    @example(draw.Steps([Sent("create", {"path": b"f/", "flags": os.O_CREAT, "mode": 0, "uid": 0, "gid": 0})]))
     def run(steps: draw.Steps) -> None:
         Sequence(pair).run(steps)
 

@@ -83,9 +83,7 @@ def disk(repository: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def boot(
-    image: guest_image.Image, disk: Path, request: pytest.FixtureRequest
-) -> Callable[[str, guest_run.Mode], Run]:
+def boot(image: guest_image.Image, disk: Path, request: pytest.FixtureRequest) -> Callable[[str, guest_run.Mode], Run]:
     """Run the workload once for a helper, "ours" or "original", and a mode, and remember what came of it."""
     chosen = request.config.getoption("--helper")
     ours = shlex.split(chosen) if chosen else [str(Path(sys.executable).with_name("virtfs-proxy-helper"))]

@@ -223,9 +223,7 @@ def test_the_longest_path_of_a_socket(launcher: Launcher) -> None:
 
 @root
 def test_descriptors_that_are_no_connection(launcher: Launcher) -> None:
-    ours, closed = launcher.pair()
-    number = closed.fileno()
-    closed.close()
+    number = 999
     datagram, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     packet, another = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     alone, inet = socket.socket(socket.AF_UNIX), socket.create_server(("127.0.0.1", 0))
@@ -233,7 +231,7 @@ def test_descriptors_that_are_no_connection(launcher: Launcher) -> None:
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(launcher.socket))
     listening.listen()
-    launcher.sockets += [ours, datagram, other, packet, another, alone, inet, far, listening]
+    launcher.sockets += [datagram, other, packet, another, alone, inet, far, listening]
     with (launcher.room / "file").open("wb") as file:
         for fd, reason in [
             (number, "not open"),
@@ -246,7 +244,7 @@ def test_descriptors_that_are_no_connection(launcher: Launcher) -> None:
         ]:
             passed = () if fd == number else (fd,)
             done = launcher.run("-n", "-p", str(launcher.export), "-f", str(fd), pass_fds=passed)
-            refused(done, f"descriptor {fd} ", reason, "socketpair")
+            refused(done, f"descriptor {fd} ", reason, "pass ")
 
 
 @root
@@ -298,8 +296,7 @@ def test_it_says_all_that_are_missing(launcher: Launcher) -> None:
 @root
 @FOREGROUND_OR_NOT
 @pytest.mark.parametrize(
-    ("call", "stage"),
-    [("chroot", "root"), ("setgroups", "groups"), ("capset", "capabilities"), ("prctl", "capabilities")],
+    ("call", "stage"), [("chroot", "root"), ("setgroups", "groups"), ("prctl", "capabilities")]
 )
 def test_confinement_that_fails(launcher: Launcher, mode: list[str], call: str, stage: str) -> None:
     """Nothing is served then, and no socket stays. What the kernel would refuse is refused by strace."""
@@ -317,8 +314,8 @@ def test_a_signal_during_the_start_leaves_no_socket(launcher: Launcher, call: st
     trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={call}:signal={number.value}"]
     done = launcher.run("-n", "-p", str(launcher.export), *launcher.on_socket(), under=trace)
     assert not launcher.socket.exists()
-    assert done.returncode == 0
     assert "Traceback" not in done.stderr
+    assert done.returncode in {0, -number.value}  # the latter as long as there is nothing to clean up
 
 
 @root

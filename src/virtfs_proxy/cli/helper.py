@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from virtfs_proxy import __version__
-from virtfs_proxy.confine import capabilities, descriptors
+from virtfs_proxy.confine import capabilities
 from virtfs_proxy.confine.plan import Plan
 from virtfs_proxy.confine.stages import NEEDS, Unconfined, confine
-from virtfs_proxy.export.caller import CAPABILITIES, as_caller
+from virtfs_proxy.export.caller import CAPABILITIES, before_confinement
 from virtfs_proxy.export.passthrough import Export
 from virtfs_proxy.proxy.server import serve, summary
 from virtfs_proxy.proxy.session import Session
+from virtfs_proxy.service import stdio
 from virtfs_proxy.service.daemon import Parent, detach
 from virtfs_proxy.service.errors import Fatal
 from virtfs_proxy.service.listen import Listener, inherited
@@ -48,18 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace, log: Log) -> int:
     """Check, listen, detach, confine, serve."""
     require_privileges()
-    descriptors.ensure_stdio()
+    stdio.ensure()
     directory = open_directory(options.path)
     source = (
         inherited(options.fd)
         if options.fd is not None
-        else Listener(os.fsencode(options.socket), (options.uid, options.gid), as_caller)
+        else Listener(os.fsencode(options.socket), (options.uid, options.gid), before_confinement)
     )
     parent = None if options.nodaemon else detach(log)
     stop = Stop()
     stop.install()
     if parent:
-        descriptors.silence_stdio(0, 1, *([2] if log.to_syslog() else []))
+        stdio.silence(0, 1, *([2] if log.to_syslog() else []))
     try:
         become_helper(directory, source, parent, log)
     except Fatal as failure:

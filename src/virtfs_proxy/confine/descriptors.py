@@ -18,20 +18,3 @@ def apply(plan: Plan) -> None:
         os.closerange(low, fd)
         low = fd + 1
     os.closerange(low, max(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 1 << 20))
-
-
-def ensure_stdio() -> None:
-    """Open /dev/null on stdio's numbers where the parent left them closed: a socket there would be taken for stdio."""
-    fd = os.open(os.devnull, os.O_RDWR)
-    while fd <= 2:
-        os.set_inheritable(fd, True)
-        fd = os.dup(fd)
-    os.close(fd)
-
-
-def silence_stdio(*numbers: int) -> None:
-    """/dev/null on some of stdio's numbers."""
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for number in numbers:
-        os.dup2(null, number)
-    os.close(null)

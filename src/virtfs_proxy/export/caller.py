@@ -51,13 +51,17 @@ _NOBODY: Final = 0xFFFFFFFF
 class as_caller:  # noqa: N801 - reads as the statement it is: with as_caller(who)
     """Run a block as a caller. (0, 0) is the helper's own identity and costs nothing.
 
+    :param own: capabilities to come back to.
+    :param callers: capabilities of the block.
     :raises OSError: EPERM when the kernel refuses the identity; the helper's own is back then.
     """
 
-    __slots__ = ("who",)
+    __slots__ = ("callers", "own", "who")
 
-    def __init__(self, who: Caller) -> None:
+    def __init__(self, who: Caller, own: Capabilities = _OWN, callers: Capabilities = _CALLERS) -> None:
         self.who = who
+        self.own = own
+        self.callers = callers
 
     def __enter__(self) -> None:
         if self.who == _HELPER:
@@ -70,21 +74,28 @@ class as_caller:  # noqa: N801 - reads as the statement it is: with as_caller(wh
             # file operations; the set of callers brings one back and takes SETUID and SETGID away.
             if setfsuid(_NOBODY) != uid or setfsgid(_NOBODY) != gid:
                 raise OSError(errno.EPERM, f"cannot become {uid}:{gid}")
-            _CALLERS.apply()
+            self.callers.apply()
         except BaseException:
-            _restore()
+            _restore(self.own)
             raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.who != _HELPER:
-            _restore()
+            _restore(self.own)
 
 
-def _restore() -> None:
+def before_confinement(who: Caller) -> as_caller:
+    """The same for a process that has more capabilities than it will keep, and needs them still."""
+    own = Capabilities.current()
+    _, permitted, inheritable = own.sets
+    return as_caller(who, own, Capabilities(1 << CAP_DAC_OVERRIDE, permitted, inheritable))
+
+
+def _restore(own: Capabilities) -> None:
     try:
-        _OWN.apply()
+        own.apply()
         setfsuid(0)
         setfsgid(0)
         if setfsuid(_NOBODY) == 0 and setfsgid(_NOBODY) == 0:

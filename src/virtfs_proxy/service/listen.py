@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Final
 
+from virtfs_proxy.service import stdio
 from virtfs_proxy.service.errors import Fatal
 
 MAX_SOCKET_PATH: Final = 107  # sizeof(sun_path) in linux/un.h, less the NUL
@@ -117,9 +118,9 @@ def inherited(fd: int) -> socket.socket:
         sock.detach()
         raise Fatal(f"descriptor {fd} is not connected: pass one half of a socketpair(2)") from None
     sock.setblocking(True)
-    if fd <= 2:  # stdio's numbers are about to be /dev/null
+    if fd <= 2:  # it came as stdio, whose numbers are /dev/null's from now on
         moved = sock.dup()
-        sock.detach()
+        stdio.silence(sock.detach())
         sock = moved
     os.set_inheritable(sock.fileno(), False)
     return sock

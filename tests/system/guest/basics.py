@@ -56,9 +56,7 @@ def facts(path: str | int) -> list[object]:
 
 def tool(*command: str, stdin: str = "", cwd: str | None = None) -> str:
     """A program's output; RuntimeError where it fails."""
-    done = subprocess.run(
-        command, input=stdin, capture_output=True, text=True, cwd=cwd, timeout=60, check=False
-    )
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=cwd, timeout=60, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.returncode}: {done.stderr}")
     return done.stdout.strip()

@@ -33,9 +33,7 @@ __all__ = ["ITEMS", "main"]
 
 @item
 def mounted() -> object:
-    fields = next(
-        line.split() for line in read("/proc/mounts").splitlines() if line.split()[1] == "/mnt/share"
-    )
+    fields = next(line.split() for line in read("/proc/mounts").splitlines() if line.split()[1] == "/mnt/share")
     return [fields[2], all(option in fields[3].split(",") for option in ("access=client", "posixacl"))]
 
 
@@ -156,9 +154,7 @@ def setgid_directory_of_others() -> object:
 def devices() -> object:
     os.mknod("char", 0o640 | stat.S_IFCHR, os.makedev(1, 3))
     os.mknod("block", 0o600 | stat.S_IFBLK, os.makedev(259, 1048575))
-    numbers = [
-        (os.major(os.stat(name).st_rdev), os.minor(os.stat(name).st_rdev)) for name in ("char", "block")
-    ]
+    numbers = [(os.major(os.stat(name).st_rdev), os.minor(os.stat(name).st_rdev)) for name in ("char", "block")]
     # The guest's own kernel serves the device; its /dev/null takes what is written and gives nothing back.
     write("char", "swallowed")
     return [facts("char"), facts("block"), numbers, read("char")]
@@ -310,9 +306,7 @@ def unlinked_fstat() -> object:
 
 @item
 def large_file() -> object:
-    subprocess.run(
-        ["dd", "if=/dev/urandom", "of=/tmp/large", "bs=1M", "count=16"], check=True, capture_output=True
-    )
+    subprocess.run(["dd", "if=/dev/urandom", "of=/tmp/large", "bs=1M", "count=16"], check=True, capture_output=True)
     write("large.sum", tool("sha256sum", "/tmp/large").split()[0])
     subprocess.run(["dd", "if=/tmp/large", "of=large", "bs=1M"], check=True, capture_output=True)
     os.unlink("/tmp/large")
@@ -465,9 +459,7 @@ def swapped_for_fifo() -> object:
     write("swap", "regular")
     with open("swap"):
         ask_host("fifo")
-        child = subprocess.Popen(
-            ["cat", "swap"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+        child = subprocess.Popen(["cat", "swap"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
             return child.communicate(timeout=5)[1].strip() or "read it"
         except subprocess.TimeoutExpired:
