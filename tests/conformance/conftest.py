@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.conformance.peer import Helper, is_original
 from tests.conformance.tree import Tree, populate, snapshot
 

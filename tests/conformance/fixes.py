@@ -79,23 +79,29 @@ FIXES = (
     ),
     Fix(
         "creating as uid or gid -1: the original creates with its own identity",
-        lambda seen: seen.sent.name in CREATORS
-        and NO_ID in (seen.sent.values["uid"], seen.sent.values["gid"])
-        and seen.ours == "EINVAL",
+        lambda seen: (
+            seen.sent.name in CREATORS
+            and NO_ID in (seen.sent.values["uid"], seen.sent.values["gid"])
+            and seen.ours == "EINVAL"
+        ),
         diverges=True,
     ),
     Fix(
         "negative size: the original allocates it, and dies",
-        lambda seen: seen.sent.name in {"readlink", "lgetxattr", "llistxattr"}
-        and seen.sent.values["size"] < 0
-        and seen.original == DIED
-        and seen.ours not in {"OK", DIED},
+        lambda seen: (
+            seen.sent.name in {"readlink", "lgetxattr", "llistxattr"}
+            and seen.sent.values["size"] < 0
+            and seen.original == DIED
+            and seen.ours not in {"OK", DIED}
+        ),
     ),
     Fix(
         "LSETXATTR with a size that the value does not have: the original stores what lies behind the value",
-        lambda seen: seen.sent.name == "lsetxattr"
-        and not 0 <= seen.sent.values["size"] <= len(seen.sent.values["value"])
-        and seen.ours == "EINVAL",
+        lambda seen: (
+            seen.sent.name == "lsetxattr"
+            and not 0 <= seen.sent.values["size"] <= len(seen.sent.values["value"])
+            and seen.ours == "EINVAL"
+        ),
         diverges=True,
     ),
     Fix(
@@ -105,16 +111,20 @@ FIXES = (
     Fix(
         "a FIFO, device or socket is ENXIO before it is opened (CVE-2023-2861): the original opens it, so it stalls or"
         " says what the kernel, or an ioctl, says of it",
-        lambda seen: seen.sent.name in OPENERS
-        and stat.S_IFMT(seen.itself) in {stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK}
-        and seen.original in {UNASKED, "ENOTTY", "EPERM"}
-        and seen.ours == "ENXIO",
+        lambda seen: (
+            seen.sent.name in OPENERS
+            and stat.S_IFMT(seen.itself) in {stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK}
+            and seen.original in {UNASKED, "ENOTTY", "EPERM"}
+            and seen.ours == "ENXIO"
+        ),
     ),
     Fix(
         "a link in the last component is not followed to be opened: the guest has followed its links itself",
-        lambda seen: seen.sent.name in OPENERS
-        and stat.S_ISLNK(seen.itself)
-        and seen.ours == ("ENOTDIR" if _flags(seen) & os.O_DIRECTORY else "ELOOP"),
+        lambda seen: (
+            seen.sent.name in OPENERS
+            and stat.S_ISLNK(seen.itself)
+            and seen.ours == ("ENOTDIR" if _flags(seen) & os.O_DIRECTORY else "ELOOP")
+        ),
         diverges=True,
     ),
 )

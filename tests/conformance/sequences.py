@@ -9,7 +9,6 @@ import stat
 from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
-
 from tests.conformance.peer import ROWS, body_of
 
 PATHS = ("path", "oldpath")
@@ -68,8 +67,9 @@ def _often(common: list[Any], rare: list[Any], weight: int = 12) -> st.SearchStr
 path = _often(
     [b"f", b"d", b"l", b"a", b"b", b"d/a"],
     [
-        b"p", b"c", b"d/b", b"a/b", b"b/d", b"l/a", b"f/", b"a//",         b".", b"./a", b"a/", b"d//b", b"d/.", b"\xff\xc3(", b"n" * 255, b"n" * 256, b"a/" * 2040 + b"a", b"a" * 5000,
-        b"", b"/a", b"/", b"..a", b"a/..", b"d/../a", b"a/../b/..", b"a\0b", b"\0", b"d/\0",
+        b"p", b"c", b"d/b", b"a/b", b"b/d", b"l/a", b"f/", b"a//", b".", b"./a", b"a/", b"d//b", b"d/.", b"\xff\xc3(",
+        b"n" * 255, b"n" * 256, b"a/" * 2040 + b"a", b"a" * 5000,
+        b"", b"/a", b"/", b"//f\0", b"..a", b"a/..", b"d/../a", b"a/../b/..", b"a\0", b"a\0b", b"\0", b"d/\0\0",
     ],
 )  # fmt: skip
 target = _often(
@@ -86,7 +86,9 @@ caller = _often(
     [(0, 5), (0x7FFFFFFF, 0x80000000), (0xFFFFFFFE, 1), (0xFFFFFFFF, 5), (5, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF)],
 )
 owner = st.sampled_from([0, 1000, 5, 0xFFFFFFFF, 0x80000000, 0xFFFFFFFE])
-kind = st.sampled_from([stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK, 0, stat.S_IFDIR, stat.S_IFLNK])
+kind = st.sampled_from(
+    [stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK, 0, stat.S_IFDIR, stat.S_IFLNK]
+)
 node_mode = st.tuples(kind, mode).map(lambda parts: parts[0] | parts[1] & 0o7777)
 rdev = _often([os.makedev(1, 3), 0, os.makedev(1, 5)], [1 << 32, (1 << 64) - 1, os.makedev(240, 70_000)])
 length = _often([0, 1, 5, 4096, 100_000], [1 << 40, -1, (1 << 63) - 1, -(1 << 63), 1 << 44, 1 << 43])
@@ -97,7 +99,10 @@ nanoseconds = _often(
 ACL = bytes.fromhex("02000000 01000600ffffffff 02000600e8030000 04000400ffffffff 10000600ffffffff 20000000ffffffff")
 attribute = _often(
     [b"user.a", b"user.b", b"system.posix_acl_access"],
-    [b"user.\xff", b"trusted.a", b"security.a", b"system.posix_acl_default", b"nonsense", b"user.", b"user." + b"n" * 251, b"", b"user.\0"],
+    [
+        b"user.\xff", b"trusted.a", b"security.a", b"system.posix_acl_default", b"nonsense", b"user.",
+        b"user." + b"n" * 251, b"", b"user.\0",
+    ],
 )  # fmt: skip
 value = _often([b"", b"v", b"\0\xff", ACL, b"x" * 100], [b"y" * 3000, b"z" * 5000, b"w" * 60_000])
 size = _often([0, 4, 100, 65535], [1, 2, 65536, 70_000, 0x7FFFFFFF, -1, -(1 << 31)])
@@ -178,7 +183,7 @@ any_request = st.one_of(*(row for group in GROUPS for row in group))
 
 @st.composite
 def _malformed(draw: st.DrawFn) -> Sent:
-    sent = draw(any_request)
+    sent: Sent = draw(any_request)
     if draw(st.booleans()):
         return sent._replace(cut=draw(st.integers(1, 40)))
     return sent._replace(trailing=draw(st.binary(min_size=1, max_size=4)))

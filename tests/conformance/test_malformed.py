@@ -6,9 +6,9 @@ import struct
 from typing import Any
 
 import pytest
-
 from tests.conformance.peer import BODIES, ROWS, Helper, body_of, frame
 from tests.conformance.tree import Tree, snapshot
+
 from virtfs_proxy.proxy.messages import FD, MAX_BODY
 
 pytestmark = pytest.mark.root
@@ -50,7 +50,8 @@ def refused(helper: Helper, populated: Tree, name: str, body: bytes) -> str:
     return reply.name
 
 
-def test_the_good_ones_are_served(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_the_good_ones_are_served(helper: Helper) -> None:
     """What the tests below are worth."""
     assert GOOD.keys() == ROWS.keys()
     for name, values in GOOD.items():
@@ -114,14 +115,13 @@ def test_a_path_that_climbs(helper: Helper, populated: Tree, name: str, field: s
     assert refused(helper, populated, name, body_of(name, **values)) == "EINVAL"
 
 
+@pytest.mark.usefixtures("populated")
 @pytest.mark.parametrize("way", [b"/%s", b"//%s", b"./%s", b"/./%s", b"%s\0", b"//%s\0"])
-def test_a_path_as_the_driver_writes_it(helper: Helper, populated: Tree, way: bytes) -> None:
+def test_a_path_as_the_driver_writes_it(helper: Helper, way: bytes) -> None:
     """It calls the root '/', and counts the NUL at the end (v9fs_path_sprintf in QEMU's hw/9pfs/9p.c)."""
-    for name in GOOD:
+    for name, good in GOOD.items():
         if name not in {"rename", "remove"}:
-            values = {
-                field: way % value if (name, field) in PATHS else value for field, value in GOOD[name].items()
-            }
+            values = {field: way % value if (name, field) in PATHS else value for field, value in good.items()}
             reply = helper.ask(name, **values)
             assert reply.error == 0, name
             if reply.fd is not None:
@@ -144,7 +144,8 @@ def test_a_nul_byte_within_a_string(helper: Helper, populated: Tree, name: str, 
         assert refused(helper, populated, name, body_of(name, **values)) == "EINVAL"
 
 
-def test_a_nul_byte_in_a_value_is_data(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_a_nul_byte_in_a_value_is_data(helper: Helper) -> None:
     reply = helper.ask("lsetxattr", path=b"file", name=b"user.n", value=b"a\0b\0", size=4, flags=0)
     assert reply.error == 0
     assert helper.ask("lgetxattr", size=4, path=b"file", name=b"user.n").fields == {"value": b"a\0b\0"}
@@ -186,8 +187,9 @@ def test_a_negative_size(helper: Helper, populated: Tree, name: str, size: int) 
     assert refused(helper, populated, name, body_of(name, **{**GOOD[name], "size": size})) == "EINVAL"
 
 
+@pytest.mark.usefixtures("populated")
 @pytest.mark.parametrize("size", [65_537, 1 << 20, 0x7FFFFFFF])
-def test_a_size_beyond_any_reply_is_a_limit_like_others(helper: Helper, populated: Tree, size: int) -> None:
+def test_a_size_beyond_any_reply_is_a_limit_like_others(helper: Helper, size: int) -> None:
     assert helper.ask("readlink", path=b"link", size=size).fields == {"target": b"file"}
     assert helper.ask("lgetxattr", size=size, path=b"file", name=b"user.color").fields == {"value": b"blue"}
     assert helper.ask("llistxattr", size=size, path=b"file").fields == {"value": b"user.color\0"}
@@ -259,7 +261,8 @@ def test_left_within_a_header(helper: Helper, populated: Tree, lead: int) -> Non
     assert snapshot(helper.export) == populated
 
 
-def test_bytes_one_by_one(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_bytes_one_by_one(helper: Helper) -> None:
     for name in ("lstat", "readlink", "mkdir", "open"):
         for byte in frame(name, body_of(name, **GOOD[name])):
             helper.send(bytes([byte]))
@@ -270,7 +273,8 @@ def test_bytes_one_by_one(helper: Helper, populated: Tree) -> None:
     assert (helper.export / "new").is_dir()
 
 
-def test_several_requests_in_one_send(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_several_requests_in_one_send(helper: Helper) -> None:
     names = ["lstat", "mkdir", "open", "readlink", "statfs", "chmod", "open", "lgetxattr"]
     helper.send(b"".join(frame(name, body_of(name, **GOOD[name])) for name in names) + frame("lstat")[:3])
     for name in names:

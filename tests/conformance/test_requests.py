@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.conformance.peer import Helper, Reply
 from tests.conformance.tree import Tree, snapshot
 
@@ -47,6 +46,9 @@ ERRORS: list[tuple[int, str, dict[str, Any]]] = [
     (errno.EEXIST, "create", {"path": b"link", "flags": os.O_CREAT | os.O_EXCL, "mode": 0o600, **USER}),
     (errno.EEXIST, "create", {"path": b"fifo", "flags": os.O_CREAT | os.O_EXCL, "mode": 0o600, **USER}),
     (errno.EISDIR, "create", {"path": b"dir", "flags": os.O_CREAT | os.O_RDWR, "mode": 0o600, **USER}),
+    (errno.EISDIR, "create", {"path": b"file/", "flags": os.O_CREAT, "mode": 0o600, **USER}),
+    (errno.EISDIR, "create", {"path": b"new/", "flags": os.O_CREAT, "mode": 0o600, **USER}),
+    (errno.ENOTDIR, "create", {"path": b"file/", "flags": os.O_RDWR, "mode": 0o600, **USER}),
     (errno.ENOENT, "create", {"path": b"missing/x", "flags": os.O_CREAT, "mode": 0o600, **USER}),
     (errno.ENOTDIR, "create", {"path": b"file/x", "flags": os.O_CREAT, "mode": 0o600, **USER}),
     (errno.EEXIST, "mknod", {"path": b"file", "mode": stat.S_IFREG | 0o600, "rdev": 0, **ROOT}),
@@ -133,7 +135,8 @@ def test_error_is_the_kernels_and_nothing_changes(
     assert snapshot(helper.export) == populated
 
 
-def test_open_gives_a_descriptor_with_the_access_asked_for(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_open_gives_a_descriptor_with_the_access_asked_for(helper: Helper) -> None:
     read = helper.ask("open", path=b"file", flags=os.O_RDONLY)
     assert read.raw == b"\xff\xff\xff\x7f"
     assert contents(read) == b"content\n"
@@ -145,12 +148,14 @@ def test_open_gives_a_descriptor_with_the_access_asked_for(helper: Helper, popul
     assert (helper.export / "file").read_bytes() == b"content\nmore\n"
 
 
-def test_open_truncates_when_told(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_open_truncates_when_told(helper: Helper) -> None:
     close(helper.ask("open", path=b"file", flags=os.O_RDWR | os.O_TRUNC))
     assert (helper.export / "hard").read_bytes() == b""
 
 
-def test_open_of_a_directory_lists_it(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_open_of_a_directory_lists_it(helper: Helper) -> None:
     for path, flags in [(b".", os.O_DIRECTORY), (b"./dir/", os.O_RDONLY)]:
         reply = helper.ask("open", path=path, flags=flags)
         assert reply.fd is not None
@@ -158,7 +163,8 @@ def test_open_of_a_directory_lists_it(helper: Helper, populated: Tree) -> None:
         close(reply)
 
 
-def test_descriptor_blocks_unless_nonblock_was_asked_for(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_descriptor_blocks_unless_nonblock_was_asked_for(helper: Helper) -> None:
     for flags in (0, os.O_NONBLOCK):
         reply = helper.ask("open", path=b"file", flags=flags)
         assert reply.fd is not None
@@ -227,21 +233,24 @@ def test_symlink_and_readlink_carry_any_target(helper: Helper, target: bytes) ->
     assert helper.ask("readlink", path=b"new", size=4097).fields == {"target": target}
 
 
-def test_readlink_cuts_at_size_less_one(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_readlink_cuts_at_size_less_one(helper: Helper) -> None:
     assert helper.ask("readlink", path=b"dangling", size=4).fields == {"target": b"now"}
     assert helper.ask("readlink", path=b"dangling", size=8).fields == {"target": b"nowhere"}
     assert helper.ask("readlink", path=b"dangling", size=2).fields == {"target": b"n"}
 
 
-def test_link_makes_another_name_also_of_a_symlink(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_link_makes_another_name_also_of_a_symlink(helper: Helper) -> None:
     assert helper.ask("link", oldpath=b"file", path=b"dir/third").error == 0
     assert (helper.export / "file").stat().st_nlink == 3
     assert helper.ask("link", oldpath=b"dangling", path=b"again").error == 0
     assert os.readlink(helper.export / "again") == "nowhere"
 
 
+@pytest.mark.usefixtures("populated")
 @pytest.mark.parametrize("name", ["file", "dir", "link", "dangling", "fifo", "device", "socket", "."])
-def test_lstat_tells_everything(helper: Helper, populated: Tree, name: str) -> None:
+def test_lstat_tells_everything(helper: Helper, name: str) -> None:
     os.utime(helper.export / name, ns=(-1_500_000_001, 123_456_789_987_654_321), follow_symlinks=False)
     st = (helper.export / name).lstat()
     assert helper.ask("lstat", path=os.fsencode(name)).fields == {
@@ -253,7 +262,8 @@ def test_lstat_tells_everything(helper: Helper, populated: Tree, name: str) -> N
     }  # fmt: skip
 
 
-def test_statfs(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_statfs(helper: Helper) -> None:
     there = os.statvfs(helper.export)
     for path in (b".", b"file", b"link"):
         told = helper.ask("statfs", path=path).fields
@@ -265,24 +275,28 @@ def test_statfs(helper: Helper, populated: Tree) -> None:
         assert fsid == there.f_fsid
 
 
-def test_statfs_tells_the_type(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_statfs_tells_the_type(helper: Helper) -> None:
     coreutils = subprocess.run(["stat", "-f", "-c", "%t", helper.export], check=True, capture_output=True)
     assert helper.ask("statfs", path=b".").fields["type"] == int(coreutils.stdout, 16)
 
 
+@pytest.mark.usefixtures("populated")
 @pytest.mark.parametrize("mode", [0, 0o644, 0o7777, 0o4755, 0o2000, 0o107777, 0xFFFFF644])
-def test_chmod_sets_permission_bits_alone(helper: Helper, populated: Tree, mode: int) -> None:
+def test_chmod_sets_permission_bits_alone(helper: Helper, mode: int) -> None:
     assert helper.ask("chmod", path=b"file", mode=mode).error == 0
     assert (helper.export / "file").stat().st_mode == stat.S_IFREG | mode & 0o7777
 
 
-def test_chmod_follows_a_symlink(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_chmod_follows_a_symlink(helper: Helper) -> None:
     assert helper.ask("chmod", path=b"link", mode=0o600).error == 0
     assert (helper.export / "file").stat().st_mode == stat.S_IFREG | 0o600
 
 
+@pytest.mark.usefixtures("populated")
 @pytest.mark.parametrize("name", ["file", "dir", "link", "dangling", "fifo", "."])
-def test_chown_sets_owner_of_the_file_itself(helper: Helper, populated: Tree, name: str) -> None:
+def test_chown_sets_owner_of_the_file_itself(helper: Helper, name: str) -> None:
     path = os.fsencode(name)
     assert helper.ask("chown", path=path, uid=10, gid=20).error == 0
     assert helper.ask("chown", path=path, uid=0xFFFFFFFF, gid=0x7FFFFFFF).error == 0
@@ -294,13 +308,15 @@ def test_chown_sets_owner_of_the_file_itself(helper: Helper, populated: Tree, na
     assert changed == {path} | ({b"hard"} if name == "file" else set())
 
 
-def test_chown_clears_setuid(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_chown_clears_setuid(helper: Helper) -> None:
     (helper.export / "file").chmod(0o6755)
     assert helper.ask("chown", path=b"file", uid=10, gid=20).error == 0
     assert (helper.export / "file").stat().st_mode == stat.S_IFREG | 0o755
 
 
-def test_truncate_shrinks_grows_and_follows(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_truncate_shrinks_grows_and_follows(helper: Helper) -> None:
     assert helper.ask("truncate", path=b"file", size=3).error == 0
     assert (helper.export / "file").read_bytes() == b"con"
     assert helper.ask("truncate", path=b"link", size=5).error == 0
@@ -312,7 +328,8 @@ def test_truncate_shrinks_grows_and_follows(helper: Helper, populated: Tree) -> 
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 
 
-def test_utime_sets_nanoseconds_and_does_not_follow(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_utime_sets_nanoseconds_and_does_not_follow(helper: Helper) -> None:
     for path in (b"file", b"link", b"dangling", b"dir", b"fifo"):
         assert helper.ask("utime", path=path, atime_s=11, atime_ns=999_999_999, mtime_s=-12, mtime_ns=1).error == 0
         st = os.lstat(os.path.join(os.fsencode(helper.export), path))
@@ -320,7 +337,8 @@ def test_utime_sets_nanoseconds_and_does_not_follow(helper: Helper, populated: T
     assert (helper.export / "file").stat().st_mtime_ns == -11_999_999_999
 
 
-def test_utime_omits_and_takes_now(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_utime_omits_and_takes_now(helper: Helper) -> None:
     path = helper.export / "file"
     before = path.stat()
     assert helper.ask("utime", path=b"file", atime_s=5, atime_ns=6, mtime_s=7, mtime_ns=UTIME_OMIT).error == 0
@@ -330,7 +348,8 @@ def test_utime_omits_and_takes_now(helper: Helper, populated: Tree) -> None:
     assert path.stat().st_mtime_ns > 1_500_000_000_000_000_000
 
 
-def test_rename_moves_and_replaces(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_rename_moves_and_replaces(helper: Helper) -> None:
     assert helper.ask("rename", oldpath=b"file", path=b"dir/inner").error == 0
     assert helper.ask("rename", oldpath=b"dir", path=b"empty").error == 0
     assert helper.ask("rename", oldpath=b"link", path=b"dangling").error == 0
@@ -353,7 +372,8 @@ def test_remove_takes_the_name_itself(helper: Helper, populated: Tree, name: str
     assert set(populated) - set(after) == {os.fsencode(name)}
 
 
-def test_xattrs_set_get_list_remove(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_xattrs_set_get_list_remove(helper: Helper) -> None:
     for value in (b"", b"v", bytes(range(256)), b"x" * 2000):
         reply = helper.ask("lsetxattr", path=b"file", name=b"user.new", value=value, size=len(value), flags=0)
         assert reply.error == 0
@@ -368,18 +388,21 @@ def test_xattrs_set_get_list_remove(helper: Helper, populated: Tree) -> None:
     assert helper.ask("llistxattr", size=65535, path=b"file").fields == {"value": b"user.new\0"}
 
 
-def test_xattrs_of_a_file_without_any(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_xattrs_of_a_file_without_any(helper: Helper) -> None:
     for path in (b"dir", b"link", b"fifo"):
         assert helper.ask("llistxattr", size=0, path=path).fields == {"length": 0}
         assert helper.ask("llistxattr", size=100, path=path).fields == {"value": b""}
 
 
-def test_lsetxattr_takes_the_first_size_bytes(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_lsetxattr_takes_the_first_size_bytes(helper: Helper) -> None:
     assert helper.ask("lsetxattr", path=b"file", name=b"user.a", value=b"abcdef", size=3, flags=1).error == 0
     assert os.getxattr(helper.export / "file", "user.a") == b"abc"
 
 
-def test_acl_is_set_and_shows_in_the_mode(helper: Helper, populated: Tree) -> None:
+@pytest.mark.usefixtures("populated")
+def test_acl_is_set_and_shows_in_the_mode(helper: Helper) -> None:
     acl = bytes.fromhex("02000000 01000600ffffffff 0200040064000000 04000400ffffffff 10000600ffffffff 20000000ffffffff")
     name = b"system.posix_acl_access"
     assert helper.ask("lsetxattr", path=b"file", name=name, value=acl, size=len(acl), flags=0).error == 0

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Helpers as processes: started as users start them, looked at through /proc, ended whatever happens."""
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -23,7 +24,7 @@ PATIENCE = 60.0
 NAME = "virtfs-proxy-helper"
 _PR_SET_CHILD_SUBREAPER = 36
 
-# A /dev of its own for one process: whether a syslog socket is there is the test's to say, and the host's stays as it is.
+# A /dev of its own for one process: whether a syslog socket is there is for the test to say, whatever the host has.
 _PRIVATE_DEV = 'mount --bind /dev/null "$0/null" && mount --rbind "$0" /dev && exec "$@"'
 
 
@@ -79,7 +80,11 @@ class Running:
 
     def descriptors(self) -> dict[int, str]:
         folder = Path(f"/proc/{self.pid}/fd")
-        return {int(name): os.readlink(folder / name) for name in os.listdir(folder)}
+        found = {}
+        for name in os.listdir(folder):
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                found[int(name)] = os.readlink(folder / name)
+        return found
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
@@ -139,8 +144,14 @@ class Launcher:
         """`helper -n`, which says in its log that it started, or ends."""
         log = self.room / f"log{len(self.running)}"
         with log.open("wb") as stderr:
-            streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": stderr} | popen
-            process = subprocess.Popen([*(under or []), *self.command, "-n", "-p", str(self.export), *options], **streams)
+            streams: dict[str, Any] = {
+                "stdin": subprocess.DEVNULL,
+                "stdout": subprocess.DEVNULL,
+                "stderr": stderr,
+            } | popen
+            process = subprocess.Popen(
+                [*(under or []), *self.command, "-n", "-p", str(self.export), *options], **streams
+            )
         self.running.append(Running(process.pid, log, process))
         return self.running[-1]
 

@@ -22,7 +22,12 @@ WHO = (1234, 1235)
 GROUPS = [4, 27, 4321]
 MODES = ["-n -f", "-n -s", "-f", "-s"]
 # What a careless parent leaves on: capabilities in every set, groups.
-LOADED = ["setpriv", "--inh-caps=+chown,+net_raw", "--ambient-caps=+chown,+net_raw", f"--groups={','.join(map(str, GROUPS))}"]
+LOADED = [
+    "setpriv",
+    "--inh-caps=+chown,+net_raw",
+    "--ambient-caps=+chown,+net_raw",
+    f"--groups={','.join(map(str, GROUPS))}",
+]
 
 Served = tuple[Running, ProxyClient, str]
 
@@ -206,7 +211,7 @@ def _fails_where(client: ProxyClient, uid: int, gid: int) -> None:
         lambda: client.symlink("x", "missing/link", uid, gid),
     ]
     for attempt in attempts:
-        with pytest.raises(OSError, match="File exists|No such file|too long|not permitted"):
+        with pytest.raises(OSError, match=r"File exists|No such file|too long|not permitted"):
             attempt()
 
 
@@ -265,7 +270,7 @@ FAILING: dict[str, dict[str, int | bytes]] = {
 }
 
 
-def test_once_confined_it_opens_what_it_is_asked_to_and_nothing_else(launcher: Launcher, export: Path) -> None:
+def test_once_confined_it_opens_what_it_is_asked_to_and_nothing_else(launcher: Launcher) -> None:
     """No module, locale or source file is looked up by name any more: inside the export that name is the guest's."""
     trace = launcher.room / "trace"
     strace = ["strace", "-qq", "-s", "300", "-o", str(trace), "-e", "trace=%file"]

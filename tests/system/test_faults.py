@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,14 +79,15 @@ def test_no_descriptors_left(served: tuple[Running, ProxyClient]) -> None:
     before = running.descriptors()
     free = min(set(range(len(before) + 1)) - set(before))
     _limit(running, free)
-    for attempt in (lambda: client.open("file"), lambda: client.create("new")):
+    attempts: list[Callable[[], object]] = [lambda: client.open("file"), lambda: client.create("new")]
+    for attempt in attempts:
         with pytest.raises(OSError, match="Too many open files") as refusal:
             attempt()
         assert refusal.value.errno == errno.EMFILE
     assert client.lstat("file").st_size == 7
     client.mkdir("made")
     _settled(running, before)
-    _limit(running, free + 1)
+    _limit(running, 1024)
     for _ in range(10):
         with client.open("file") as file:
             assert file.read() == b"content"
@@ -107,16 +109,17 @@ def test_a_descriptor_that_cannot_be_passed(served: tuple[Running, ProxyClient])
     """A peer that takes none off its socket: past RLIMIT_NOFILE of the helper in flight, the kernel refuses more."""
     running, client = served
     before = running.descriptors()
-    _limit(running, 64)
+    _limit(running, 128)
     sock = client._sock
-    sock.sendall(OPEN * 150 + LSTAT)
-    until(lambda: _queued(sock) >= 150 * 4 + LSTAT_REPLY, "all replies")
+    sock.sendall(OPEN * 200 + LSTAT)
+    until(lambda: _queued(sock) >= 200 * 4 + LSTAT_REPLY, "all replies")
     _settled(running, before)
-    found = _replies(sock, 150)
+    found = _replies(sock, 200)
     passed, refused = (0x7FFFFFFF, 1), (-errno.ETOOMANYREFS, 0)
     assert set(found) == {passed, refused}
-    assert found.count(passed) <= 65
-    assert len(sock.recv(LSTAT_REPLY, socket.MSG_WAITALL)) == LSTAT_REPLY
+    assert found.count(passed) <= 129  # those in flight are counted by user, and others may have some
+    assert len(sock.recv(LSTAT_REPLY)) == LSTAT_REPLY
+    _limit(running, 1024)
     sock.sendall(OPEN)
     assert _replies(sock, 1) == [passed]
     _settled(running, before)
@@ -135,7 +138,8 @@ def test_descriptors_from_the_peer_are_not_kept(served: tuple[Running, ProxyClie
     for part in (LSTAT, LSTAT[:3], LSTAT[3:], LSTAT * 2, OPEN):
         socket.send_fds(client._sock, [part], [writing] * 20)
     os.close(writing)
-    assert len(client._sock.recv(4 * LSTAT_REPLY, socket.MSG_WAITALL)) == 4 * LSTAT_REPLY
+    for _ in range(4):
+        assert len(client._sock.recv(LSTAT_REPLY)) == LSTAT_REPLY  # each was sent by one call
     assert _replies(client._sock, 1) == [(0x7FFFFFFF, 1)]
     _settled(running, before)
     assert select.select([reading], [], [], 30)[0], "somebody still holds the pipe's other end"
@@ -170,7 +174,9 @@ def test_no_device_fifo_or_socket_is_opened(launcher: Launcher, export: Path) ->
         os.mknod(export / name, kind | 0o666, device)
     (export / "link").symlink_to("fifo")
     trace = launcher.room / "trace"
-    running, client = launcher.connected(under=["strace", "-qq", "-o", str(trace), "-e", "trace=open,openat,openat2,creat"])
+    running, client = launcher.connected(
+        under=["strace", "-qq", "-o", str(trace), "-e", "trace=open,openat,openat2,creat"]
+    )
     refusals = "No such device|Invalid argument|Not a directory|symbolic links|File exists|Inappropriate|Permission"
     for name in [*SPECIAL, "link"]:
         for flags in FLAGS:
@@ -213,11 +219,12 @@ def test_a_fifo_has_no_writer_from_the_helper(served: tuple[Running, ProxyClient
 def test_a_lease_on_a_file_does_not_stall_it(served: tuple[Running, ProxyClient], export: Path) -> None:
     """open(2) waits for the lease's holder for 45 s (fs.lease-break-time), unless it must not block."""
     _, client = served
+    attempts: list[Callable[[], object]] = [lambda: client.open("file"), lambda: client.create("file", os.O_WRONLY)]
     before = signal.signal(signal.SIGIO, signal.SIG_IGN)
     try:
         with (export / "file").open("r+b") as held:
             fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-            for attempt in (lambda: client.open("file"), lambda: client.create("file", os.O_WRONLY)):
+            for attempt in attempts:
                 with pytest.raises(BlockingIOError):
                     attempt()
             client.lstat("file")

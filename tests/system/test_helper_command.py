@@ -110,7 +110,9 @@ def test_usage_errors(launcher: Launcher, options: str, about: str) -> None:
 
 @root
 @pytest.mark.parametrize(
-    "names", ["-p -s -u -g -n".split(), "--path --socket --uid --gid --nodaemon".split()], ids=["short", "long"]
+    "names",
+    [["-p", "-s", "-u", "-g", "-n"], ["--path", "--socket", "--uid", "--gid", "--nodaemon"]],
+    ids=["short", "long"],
 )
 def test_options_for_a_named_socket(launcher: Launcher, names: list[str]) -> None:
     path, sock, uid, gid, nodaemon = names
@@ -187,11 +189,16 @@ def _socket(path: Path) -> None:
 @root
 @FOREGROUND_OR_NOT
 @pytest.mark.parametrize("make", [_directory, _file, _link, _socket])
-def test_what_stands_at_the_sockets_path_stays(launcher: Launcher, make: Callable[[Path], None], mode: list[str]) -> None:
+def test_what_stands_at_the_sockets_path_stays(
+    launcher: Launcher, make: Callable[[Path], None], mode: list[str]
+) -> None:
     make(launcher.socket)
     before = launcher.socket.lstat()
     refused(
-        launcher.run("-p", str(launcher.export), *launcher.on_socket(1, 1), *mode), str(launcher.socket), "exists", "remove"
+        launcher.run("-p", str(launcher.export), *launcher.on_socket(1, 1), *mode),
+        str(launcher.socket),
+        "exists",
+        "remove",
     )
     after = launcher.socket.lstat()
     assert after[:9] == before[:9]  # inode, owner and mode too; not the time of access
@@ -205,7 +212,9 @@ def test_the_socket_needs_a_directory(launcher: Launcher, mode: list[str]) -> No
     (launcher.room / "file").touch()
     for where in ["missing", "file"]:
         launcher.socket = launcher.room / where / "socket"
-        refused(launcher.run("-p", str(launcher.export), *launcher.on_socket(), *mode), str(launcher.socket), "irectory")
+        refused(
+            launcher.run("-p", str(launcher.export), *launcher.on_socket(), *mode), str(launcher.socket), "irectory"
+        )
 
 
 @root
@@ -295,9 +304,7 @@ def test_it_says_all_that_are_missing(launcher: Launcher) -> None:
 
 @root
 @FOREGROUND_OR_NOT
-@pytest.mark.parametrize(
-    ("call", "stage"), [("chroot", "root"), ("setgroups", "groups"), ("prctl", "capabilities")]
-)
+@pytest.mark.parametrize(("call", "stage"), [("chroot", "root"), ("setgroups", "groups"), ("prctl", "capabilities")])
 def test_confinement_that_fails(launcher: Launcher, mode: list[str], call: str, stage: str) -> None:
     """Nothing is served then, and no socket stays. What the kernel would refuse is refused by strace."""
     trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={call}:error=EPERM"]
@@ -353,8 +360,7 @@ def test_sigterm_ends_it_while_its_replies_are_not_read(launcher: Launcher, requ
     row = {"path": b"."} | ({"flags": os.O_DIRECTORY} if request_ == "open" else {})
     ours.settimeout(2)  # for as long as there is room, and then not for ever
     with pytest.raises(TimeoutError):
-        for _ in range(100):
-            ours.sendall(frame(request_, body_of(request_, **row)) * 1000)
+        ours.sendall(frame(request_, body_of(request_, **row)) * 100_000)
     running.signal(signal.SIGTERM)
     assert running.ends() == 0
     assert "stopped by SIGTERM" in running.said()[-1]
@@ -423,7 +429,7 @@ def test_names_from_the_guest_forge_no_line_of_the_log(launcher: Launcher) -> No
     running, client = launcher.connected("--log-level", "debug")
     name = b"\n<11>root: forged\r\x1b[2J\x85\xe2\x80\xa8"
     for path in (name, name + b"\0x"):
-        with pytest.raises(OSError, match="Invalid argument|No such file"):
+        with pytest.raises(OSError, match=r"Invalid argument|No such file"):
             client.call("lstat", path=path)
     client.close()
     assert running.ends() == 0

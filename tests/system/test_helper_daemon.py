@@ -28,7 +28,7 @@ def syslog(launcher: Launcher) -> Iterator[socket.socket]:
 def _messages(sock: socket.socket) -> list[tuple[int, str]]:
     """Everything that has come, as (priority, text)."""
     sock.setblocking(False)
-    found = []
+    found: list[tuple[int, str]] = []
     while True:
         try:
             message = sock.recv(4096).decode()
@@ -150,9 +150,7 @@ def test_a_syslog_that_is_full_does_not_stall_it(launcher: Launcher, syslog: soc
 def test_its_errors_come_from_the_parent(launcher: Launcher, syslog: socket.socket) -> None:
     """Once in the background it has no other way to say why it ended. (More of them: test_helper_command.py.)"""
     strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=chroot:error=EIO"]
-    done = launcher.run(
-        "-p", str(launcher.export), *launcher.on_socket(), under=[*launcher.private_dev(), *strace]
-    )
+    done = launcher.run("-p", str(launcher.export), *launcher.on_socket(), under=[*launcher.private_dev(), *strace])
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"{NAME}: cannot confine itself: stage root: Input/output error\n"
     assert not launcher.socket.exists()
@@ -161,10 +159,20 @@ def test_its_errors_come_from_the_parent(launcher: Launcher, syslog: socket.sock
 
 def test_a_child_that_is_killed_while_starting_is_an_error(launcher: Launcher, syslog: socket.socket) -> None:
     strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=chroot:signal=SIGKILL"]
-    done = launcher.run(
-        "-p", str(launcher.export), *launcher.on_socket(), under=[*launcher.private_dev(), *strace]
-    )
+    done = launcher.run("-p", str(launcher.export), *launcher.on_socket(), under=[*launcher.private_dev(), *strace])
     assert (done.returncode, done.stdout) == (1, "")
     assert "-9" in done.stderr
     assert done.stderr.count("\n") == 1
     assert _messages(syslog) == []
+
+
+@pytest.mark.parametrize("call", ["pipe2", "fork,vfork,clone,clone3"])
+def test_no_way_into_the_background(launcher: Launcher, call: str) -> None:
+    """Too many processes or files: one line that says so, and no socket that nobody listens to."""
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={call}:error=EAGAIN"]
+    done = launcher.run("-p", str(launcher.export), *launcher.on_socket(), under=strace)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"{NAME}: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "Resource temporarily unavailable" in done.stderr
+    assert not launcher.socket.exists()

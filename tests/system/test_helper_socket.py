@@ -47,6 +47,8 @@ DIRECTORIES = pytest.mark.parametrize("directory", [_plain, _set_group_id, _defa
 class Instant(tuple[int, int, int, bool]):
     """A socket's mode, owner, group and whether it has an access control list."""
 
+    __slots__ = ()
+
     def admits_a_stranger(self) -> bool:
         mode, uid, gid, acl = self
         return bool(mode & 0o007 or (mode & 0o070 and (gid != GID or acl)) or uid not in {0, UID})
@@ -67,9 +69,7 @@ def test_at_no_instant_it_is_open_to_strangers(launcher: Launcher, directory: Ca
     launcher.socket = launcher.room / "run" / "socket"
     directory(launcher.socket.parent)
     hold = "inject=fchmod,chmod,fchmodat,chown,fchown,fchownat,lchown,removexattr,listen:delay_enter=150000"
-    running = launcher.foreground(
-        *launcher.on_socket(UID, GID), under=["strace", "-qq", "-o", "/dev/null", "-e", hold]
-    )
+    running = launcher.foreground(*launcher.on_socket(UID, GID), under=["strace", "-qq", "-o", "/dev/null", "-e", hold])
     instants: list[Instant] = []
 
     def listening() -> bool:

@@ -10,8 +10,8 @@ from types import ModuleType
 from typing import Any, cast
 
 import pytest
-
 from tests.wire.table import A_FD, EXCHANGES, IDS, Exchange, refusal
+
 from virtfs_proxy.codec import Fields, Malformed, bind
 from virtfs_proxy.export.passthrough import Export
 from virtfs_proxy.proxy.client import ProxyClient

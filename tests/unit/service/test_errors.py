@@ -25,7 +25,8 @@ try:
     deep()
 except RuntimeError as error:
     caught = error
-sys.addaudithook(lambda event, args: seen.append((event, args[0])) if event in {"open", "import", "exec", "os.listdir"} else None)
+watched = {"open", "import", "exec", "os.listdir"}
+sys.addaudithook(lambda event, args: seen.append((event, args[0])) if event in watched else None)
 assert errno_of(caught, log) == 5
 sys.stdout.write(repr(seen))
 """
@@ -63,7 +64,7 @@ def test_a_bug_is_logged_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_bug_is_logged_without_a_look_at_files(tmp_path: Path) -> None:
-    """After chroot(2) the source's path is the guest's: a FIFO there would stall the helper, a module there would run."""
+    """After chroot(2) the source's path is the guest's: a FIFO there would stall it, a module there would run."""
     script = tmp_path / "script.py"
     script.write_text(WATCHED, encoding="utf-8")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True)

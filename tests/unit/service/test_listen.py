@@ -83,7 +83,7 @@ def test_it_refuses_where_it_cannot_bind(place: Path) -> None:
     before = len(_open_descriptors())
     with pytest.raises(Fatal, match=r"missing/socket: directory: No such file"):
         _listener(place.parent / "missing" / "socket")
-    with pytest.raises(Fatal, match="File name too long|bytes long"):
+    with pytest.raises(Fatal, match=r"File name too long|bytes long"):
         _listener(place.parent / ("x" * 300))
     assert len(_open_descriptors()) == before
 
@@ -117,6 +117,23 @@ def test_a_socket_swapped_right_after_bind_is_refused(place: Path) -> None:
         Listener(os.fsencode(place), ME, swapped)
     assert stat.S_IMODE(victim.stat().st_mode) == 0o600
     assert place.exists()
+
+
+@pytest.mark.root
+def test_a_socket_of_somebody_else_in_its_place_is_refused(place: Path) -> None:
+    @contextlib.contextmanager
+    def swapped(_: tuple[int, int]) -> Iterator[None]:
+        yield
+        place.unlink()
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(place))
+        os.chown(place, 1234, 1234)
+        place.chmod(0o600)
+
+    with pytest.raises(Fatal, match="something else"):
+        Listener(os.fsencode(place), ME, swapped)
+    st = place.lstat()
+    assert (st.st_uid, stat.S_IMODE(st.st_mode)) == (1234, 0o600)
 
 
 def test_the_longest_path(place: Path) -> None:

@@ -20,17 +20,14 @@ def syslog(tmp_path: Path) -> Iterator[socket.socket]:
         yield sock
 
 
-def _connected(syslog: socket.socket, level: int = INFO) -> Log:
-    log = Log("name", level)
+@pytest.fixture
+def connected(syslog: socket.socket) -> Iterator[Log]:
+    """A log that writes to it, everything."""
+    log = Log("name", DEBUG)
     assert log.to_syslog(os.fsencode(syslog.getsockname()))
-    return log
-
-
-def _close(log: Log) -> None:
-    for fd in log.descriptors():
-        os.close(fd)
+    yield log
     if log._syslog:
-        log._syslog.detach()
+        log._syslog.close()
 
 
 @pytest.mark.parametrize(
@@ -51,19 +48,17 @@ def test_levels(capfd: pytest.CaptureFixture[str], level: str, heard: list[str])
     assert capfd.readouterr() == ("", "".join(f"name: {text}\n" for text in heard))
 
 
-def test_priorities_of_syslog(syslog: socket.socket) -> None:
-    log = _connected(syslog, DEBUG)
-    log.error("e")
-    log.warning("w")
-    log.info("i")
-    log.debug("d")
+def test_priorities_of_syslog(connected: Log, syslog: socket.socket) -> None:
+    connected.error("e")
+    connected.warning("w")
+    connected.info("i")
+    connected.debug("d")
     got = [syslog.recv(4096).decode() for _ in range(4)]
     pid = os.getpid()
     assert got == [
         f"<{3 << 3 | priority}>name[{pid}]: {text}"
         for priority, text in [(ERROR, "e"), (WARNING, "w"), (INFO, "i"), (DEBUG, "d")]
     ]
-    _close(log)
 
 
 def test_without_a_syslog_it_stays_with_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -99,13 +94,11 @@ def test_a_message_is_one_line_of_text(capfd: pytest.CaptureFixture[str]) -> Non
     assert not [c for c in out[:-1] if not c.isprintable()]
 
 
-def test_a_message_to_syslog_is_one_line_of_text(syslog: socket.socket) -> None:
-    log = _connected(syslog)
-    log.error(FORGED)
+def test_a_message_to_syslog_is_one_line_of_text(connected: Log, syslog: socket.socket) -> None:
+    connected.error(FORGED)
     out = syslog.recv(4096).decode()
     assert out.endswith("end")
     assert not [c for c in out if not c.isprintable()]
-    _close(log)
 
 
 def test_names_that_are_no_text(capfd: pytest.CaptureFixture[str]) -> None:
@@ -113,34 +106,28 @@ def test_names_that_are_no_text(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err == "name: a\\udcff\n"
 
 
-def test_a_long_message_is_cut_for_syslog(syslog: socket.socket) -> None:
-    log = _connected(syslog)
-    log.error("x" * 100_000)
+def test_a_long_message_is_cut_for_syslog(connected: Log, syslog: socket.socket) -> None:
+    connected.error("x" * 100_000)
     assert len(syslog.recv(4096)) < 2048  # what RFC 3164's receivers take at least is 1024, rsyslog's 8192
-    _close(log)
 
 
-def test_it_never_connects_again(syslog: socket.socket, tmp_path: Path) -> None:
+def test_it_never_connects_again(connected: Log, syslog: socket.socket, tmp_path: Path) -> None:
     """Once confined, the same path leads into the export, to a socket of the guest's."""
-    log = _connected(syslog)
     (tmp_path / "log").unlink()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as guests:
         guests.bind(str(tmp_path / "log"))
         guests.setblocking(False)
         syslog.close()
         for _ in range(3):
-            log.error("text")
+            connected.error("text")
         with pytest.raises(BlockingIOError):
             guests.recv(4096)
-    _close(log)
 
 
-def test_a_full_syslog_loses_lines_and_nothing_else(syslog: socket.socket) -> None:
-    log = _connected(syslog)
+def test_a_full_syslog_loses_lines_and_nothing_else(connected: Log, syslog: socket.socket) -> None:
     for _ in range(3000):
-        log.error("text")
+        connected.error("text")
     assert syslog.recv(4096).endswith(b": text")
-    _close(log)
 
 
 def test_a_stderr_that_cannot_be_written(capfd: pytest.CaptureFixture[str]) -> None:

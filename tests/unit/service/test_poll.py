@@ -2,6 +2,7 @@
 """The window of polling, with a clock and a poll(2) of the test's own."""
 
 import os
+import select
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -44,7 +45,7 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     monkeypatch.setattr(module, "monotonic_ns", world.monotonic_ns)
-    monkeypatch.setattr(module.select, "poll", lambda: world)
+    monkeypatch.setattr(select, "poll", lambda: world)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     return world
 

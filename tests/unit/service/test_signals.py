@@ -65,6 +65,7 @@ def test_other_signals_can_be_named(stop: Stop) -> None:
 def test_a_signal_ends_a_receive_that_sleeps(stop: Stop) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
+
         def kill() -> None:
             time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGTERM)

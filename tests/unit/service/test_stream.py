@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop, with a protocol of the test's own: frames are a length (u16) and that many bytes, the reply is them reversed."""
+"""The loop, with a protocol of the test's own: a frame is a length (u16) and so many bytes, the reply their reverse."""
 
 import errno
 import os
@@ -111,9 +111,9 @@ def test_lock_step(server: Server) -> None:
 def test_bytewise(server: Server) -> None:
     """A request in as many pieces as it has bytes; nothing is answered before the last."""
     body = b"hello"
-    for _ in range(3):
+    for done in range(3):
         for n, byte in enumerate(_frame(body)):
-            assert len(server.served) % 3 == len(server.served)
+            assert len(server.served) == done
             server.peer.sendall(bytes([byte]))
             if n < len(body) + 1:
                 server.peer.settimeout(0.005)
@@ -261,7 +261,7 @@ def _short_timeout(monkeypatch: pytest.MonkeyPatch, tries: int = 1000) -> None:
     pack = struct.pack
     monkeypatch.setattr(stream, "SEND_TIMEOUT", tries)
     monkeypatch.setattr(
-        stream.struct, "pack", lambda form, *values: pack(form, 0, 20_000) if form == "@ll" else pack(form, *values)
+        struct, "pack", lambda form, *values: pack(form, 0, 20_000) if form == "@ll" else pack(form, *values)
     )
 
 
@@ -279,7 +279,9 @@ def test_a_peer_that_never_reads_counts_as_gone(prepared: Server, body: bytes, m
 
 
 @pytest.mark.parametrize("body", [b"z" * 900, b"fd"])
-def test_a_signal_ends_the_waiting_for_such_a_peer(prepared: Server, body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_ends_the_waiting_for_such_a_peer(
+    prepared: Server, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _short_timeout(monkeypatch)
     _small(prepared)
     prepared.start()
