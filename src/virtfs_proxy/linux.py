@@ -56,11 +56,14 @@ def _function(name: str, *argtypes: type) -> "ctypes._NamedFuncPointer":
 
 
 _capget = _function("capget", ctypes.c_void_p, ctypes.c_void_p)
-_capset = _function("capset", ctypes.c_void_p, ctypes.c_void_p)
+_capset = _libc.capset  # as statfs
 _prctl = _function("prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
-_setfsuid = _function("setfsuid", ctypes.c_uint)
-_setfsgid = _function("setfsgid", ctypes.c_uint)
-_statfs = _function("statfs", ctypes.c_char_p, ctypes.c_void_p)
+# Called eight times for a request that makes something: PyDLL keeps the interpreter's lock, as neither ever waits, and
+# plain ints need no argtypes (ctypes takes their low 32 bits).
+_quick = ctypes.PyDLL(None)
+_setfsuid, _setfsgid = _quick.setfsuid, _quick.setfsgid
+_setfsuid.restype = _setfsgid.restype = ctypes.c_uint
+_statfs = _libc.statfs  # bytes and a c_void_p need no argtypes, which cost a tenth of the call
 _utimensat = _function("utimensat", ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
 
 
@@ -93,7 +96,7 @@ class Capabilities:
         high = [bits >> 32 for bits in self.sets]
         self._header = ctypes.create_string_buffer(struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0), 8)
         self._data = ctypes.create_string_buffer(struct.pack("=6I", *low, *high), 24)
-        self._arguments = (ctypes.addressof(self._header), ctypes.addressof(self._data))
+        self._arguments = tuple(ctypes.c_void_p(ctypes.addressof(part)) for part in (self._header, self._data))
 
     def apply(self) -> None:
         """capset(2), this thread alone. :raises OSError: EPERM for a bit that is not permitted."""
@@ -110,19 +113,19 @@ class Capabilities:
 
 def setfsuid(uid: int) -> int:
     """setfsuid(2), this thread alone: returns the old one and never fails; uid -1 changes nothing."""
-    return _setfsuid(uid) & 0xFFFFFFFF  # type: ignore[no-any-return]
+    return _setfsuid(uid)  # type: ignore[no-any-return]
 
 
 def setfsgid(gid: int) -> int:
     """setfsgid(2), this thread alone: returns the old one and never fails; gid -1 changes nothing."""
-    return _setfsgid(gid) & 0xFFFFFFFF  # type: ignore[no-any-return]
+    return _setfsgid(gid)  # type: ignore[no-any-return]
 
 
 # struct statfs, asm-generic/statfs.h with __statfs_word of 8 bytes. One buffer serves every call: only the thread
 # that answers requests looks at paths.
 _STATFS: Final = struct.Struct("=2q5Q2i2q40x")
 _statfs_buffer = ctypes.create_string_buffer(_STATFS.size)
-_statfs_address = ctypes.addressof(_statfs_buffer)
+_statfs_address = ctypes.c_void_p(ctypes.addressof(_statfs_buffer))
 
 
 def statfs(path: bytes) -> tuple[int, ...]:

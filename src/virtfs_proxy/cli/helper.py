@@ -18,7 +18,7 @@ from virtfs_proxy.proxy.server import serve, summary
 from virtfs_proxy.proxy.session import Session
 from virtfs_proxy.service import stdio
 from virtfs_proxy.service.daemon import Parent, detach
-from virtfs_proxy.service.errors import Fatal
+from virtfs_proxy.service.errors import Fatal, errno_of
 from virtfs_proxy.service.listen import Listener, inherited
 from virtfs_proxy.service.log import LEVELS, Log
 from virtfs_proxy.service.poll import Poll
@@ -127,6 +127,9 @@ def serve_one(source: Listener | socket.socket, poll_us: int, stop: Stop, log: L
         end, status = "closed the connection", 1
     except (BrokenPipeError, ConnectionResetError) as error:
         end = f"client is gone ({error.strerror})"
+    except Exception as bug:  # noqa: BLE001 - the last place that can tell of it without Python's own traceback
+        errno_of(bug, log)
+        end, status = "ended by a bug", 1
     finally:
         stop.waiting = False
         source.close()

@@ -8,7 +8,7 @@ the process can reach the directory served and the descriptors it kept, and noth
 from collections.abc import Callable
 from typing import Final
 
-from virtfs_proxy.confine import capabilities, descriptors, groups, process, root
+from virtfs_proxy.confine import capabilities, descriptors, groups, interpreter, process, root
 from virtfs_proxy.confine.plan import Plan
 from virtfs_proxy.linux import CAP_SETGID, CAP_SETPCAP, CAP_SYS_CHROOT
 
@@ -16,6 +16,7 @@ Stage = tuple[str, Callable[[Plan], None]]
 
 STAGES: Final[tuple[Stage, ...]] = (
     ("descriptors", descriptors.apply),
+    ("interpreter", interpreter.apply),
     ("root", root.apply),
     ("groups", groups.apply),
     ("capabilities", capabilities.apply),

@@ -27,7 +27,8 @@ O_NOCTTY (no terminal is ever opened), O_ASYNC (signals), O_LARGEFILE (always on
 STRIPPED: Final = os.O_CREAT | os.O_EXCL
 """Dropped from OPEN, which opens what exists: nothing is made without a caller to own it."""
 
-_O_TMPFILE: Final = os.O_TMPFILE & ~os.O_DIRECTORY
+_NOT_SERVED: Final = os.O_PATH | (os.O_TMPFILE & ~os.O_DIRECTORY)
+_S_IFMT: Final = 0o170000  # stat.S_IFMT as a number: no call
 _ALWAYS: Final = os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _HARMLESS: Final = frozenset((stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK))
 
@@ -41,15 +42,16 @@ def open_file(dir_fd: int, path: Path, flags: int, mode: int = 0) -> int:
         O_TMPFILE, which give descriptors that are no open file. EAGAIN: a lease on the file is being broken
         (fcntl(2) F_SETLEASE); try again.
     """
-    if flags & (os.O_PATH | _O_TMPFILE):
+    if flags & _NOT_SERVED:
         raise OSError(errno.EINVAL, "O_PATH and O_TMPFILE are not served", path)
-    # Two flags make the kernel refuse what is not harmless before it opens anything.
-    if not (flags & os.O_DIRECTORY or flags & STRIPPED == STRIPPED):
+    # Two flags make the kernel refuse what is not harmless before it opens anything: nothing is left to look at.
+    sure = flags & os.O_DIRECTORY or flags & STRIPPED == STRIPPED
+    if not sure:
         _refuse_special(dir_fd, path, flags)
     fd = os.open(path, flags & ALLOWED | _ALWAYS, mode & 0o7777, dir_fd=dir_fd)
     try:
         # Another process may have put something else there since: then it was opened, unblockingly, and goes now.
-        if stat.S_IFMT(os.fstat(fd)[0]) not in _HARMLESS:
+        if not sure and os.fstat(fd)[0] & _S_IFMT not in _HARMLESS:
             raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), path)
         if not flags & os.O_NONBLOCK:
             os.set_blocking(fd, True)
@@ -61,7 +63,7 @@ def open_file(dir_fd: int, path: Path, flags: int, mode: int = 0) -> int:
 
 def _refuse_special(dir_fd: int, path: Path, flags: int) -> None:
     try:
-        kind = stat.S_IFMT(os.stat(path, dir_fd=dir_fd, follow_symlinks=False)[0])
+        kind = os.lstat(path, dir_fd=dir_fd)[0] & _S_IFMT
     except FileNotFoundError:
         if flags & os.O_CREAT:
             return

@@ -64,7 +64,7 @@ class Export:
 
     def lstat(self, dir_fd: int, path: Path) -> os.stat_result:
         """fstatat(2), AT_SYMLINK_NOFOLLOW."""
-        return os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+        return os.lstat(path, dir_fd=dir_fd)
 
     def readlink(self, dir_fd: int, path: Path) -> bytes:
         """readlinkat(2), the whole target."""

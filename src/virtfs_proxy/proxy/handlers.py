@@ -39,11 +39,12 @@ def link(s: Session, oldpath: Path, path: Path) -> None:
 
 def lstat(s: Session, path: Path) -> tuple[int, ...]:
     st = s.export.lstat(s.root, path)
+    mode, ino, dev, nlink, uid, gid, size, atime, mtime, ctime = st
     # stat_result as a sequence: mode, ino, dev, nlink, uid, gid, size, atime, mtime, ctime, the times in whole
     # seconds (ints there, though typeshed says float). An index costs half of what an attribute does.
     return (  # type: ignore[return-value]
-        st[2], st[1], st[3], st[0], st[4], st[5], st.st_rdev, st[6], st.st_blksize, st.st_blocks,
-        st[7], st.st_atime_ns % _SECOND, st[8], st.st_mtime_ns % _SECOND, st[9], st.st_ctime_ns % _SECOND,
+        dev, ino, nlink, mode, uid, gid, st.st_rdev, size, st.st_blksize, st.st_blocks,
+        atime, st.st_atime_ns % _SECOND, mtime, st.st_mtime_ns % _SECOND, ctime, st.st_ctime_ns % _SECOND,
     )  # fmt: skip
 
 

@@ -4,7 +4,6 @@
 import socket
 import struct
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 from virtfs_proxy.codec import FIXED, Malformed, Request, bind, fields_of
@@ -100,10 +99,10 @@ def answer(session: Session, frame: bytes) -> bytes | int:
     :raises Hangup: for a type that is no request: the protocol has no reply for it.
     """
     opcode = _unpack_header(frame)[0]
-    entry = _TABLE.get(opcode)
-    if entry is None:
-        raise stream.Hangup(f"unknown request type {opcode}")
-    row, call, success, failure = entry
+    try:
+        row, call, success, failure = _TABLE[opcode]
+    except KeyError:
+        raise stream.Hangup(f"unknown request type {opcode}") from None
     session.counts[opcode] += 1
     try:
         return success(call(session, frame, HEADER_SIZE))
@@ -124,7 +123,7 @@ def serve(session: Session, connection: socket.socket, poll: Poll, stop: Stop) -
         extra=HEADER_SIZE,
         header=HEADER_SIZE,
         limit=HEADER_SIZE + MAX_BODY,
-        answer=partial(answer, session),
+        answer=lambda frame: answer(session, frame),
         passing=_INT.pack(FD_VALID),
         not_passed=_number,
     )

@@ -2,7 +2,6 @@
 """One place where exceptions become errnos."""
 
 import errno
-import traceback
 
 from virtfs_proxy.codec import Malformed
 from virtfs_proxy.service.log import Log
@@ -26,5 +25,19 @@ def errno_of(error: Exception, log: Log) -> int:
         return errno.EINVAL
     if isinstance(error, MemoryError):
         return errno.ENOMEM
-    log.error("bug: " + "".join(traceback.format_exception(error)).strip().replace("\n", " | "))
+    log.error(f"bug: {type(error).__name__}: {error} at {whereabouts(error)}")
     return errno.EIO
+
+
+def whereabouts(error: BaseException) -> str:
+    """The frames of a traceback, innermost last, as names and lines alone.
+
+    The module traceback would look for the lines' text: after chroot(2) that is a file of the guest's.
+    """
+    frames = []
+    trace = error.__traceback__
+    while trace:
+        code = trace.tb_frame.f_code
+        frames.append(f"{code.co_filename.rpartition('/')[2]}:{trace.tb_lineno} in {code.co_name}")
+        trace = trace.tb_next
+    return " > ".join(frames)

@@ -77,7 +77,9 @@ class Log:
             self.warning(f"refused: {text}{last}")
 
     def _emit(self, priority: int, text: str) -> None:
-        line = text.encode("utf-8", "backslashreplace").replace(b"\n", b" | ")
+        if not text.isprintable():  # a peer's name must not forge a line, or steer a terminal
+            text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        line = text.encode("utf-8", "backslashreplace")
         try:
             if self._syslog:
                 head = f"<{LOG_DAEMON | priority}>{self.name}[{os.getpid()}]: "

@@ -3,6 +3,7 @@
 
 import signal
 from types import FrameType
+from typing import NoReturn
 
 
 class Stopped(Exception):
@@ -30,9 +31,13 @@ class Stop:
         """From here on a signal raises, until ``waiting`` is False again. :raises Stopped: for one that came before."""
         self.waiting = True
         if self.pending:
-            raise Stopped(self.pending)
+            self._end()
 
     def _arrived(self, number: int, _frame: FrameType | None) -> None:
         self.pending = signal.Signals(number).name
         if self.waiting:
-            raise Stopped(self.pending)
+            self._end()
+
+    def _end(self) -> NoReturn:
+        self.waiting = False  # a second signal must not disturb the end
+        raise Stopped(self.pending)

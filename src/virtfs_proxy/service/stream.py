@@ -10,13 +10,16 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from functools import partial
 from typing import Final, NamedTuple
 
 from virtfs_proxy.service.poll import Poll
 from virtfs_proxy.service.signals import Stop, Stopped
 
 _INT: Final = struct.Struct("=i")
+_MSG_PEEK: Final = int(socket.MSG_PEEK)  # plain numbers: the module's are Enums, slower to pass
+_MSG_WAITALL: Final = int(socket.MSG_WAITALL)
+_SOL_SOCKET: Final = socket.SOL_SOCKET
+_SCM_RIGHTS: Final = socket.SCM_RIGHTS
 SEND_TIMEOUT: Final = 30
 """Seconds that a peer may leave a reply unread before it counts as gone."""
 
@@ -58,19 +61,21 @@ def serve(connection: socket.socket, protocol: Protocol, poll: Poll, stop: Stop)
     """
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 1, 0))
     receive, look = connection.recv, poll.wait if poll.active else None
-    frames = partial(_answer, connection, protocol, stop)
+    frames, limit = _answering(connection, protocol, stop), protocol.limit
     rest = b""
     while True:
         # Taking a message off the queue wakes its sender, as if it had waited for room (unix_write_space in the
         # kernel's net/unix/af_unix.c). With a CPU for each, that wake-up costs a fifth of a round trip: look at the
         # request, and take it off when the reply has gone. On one CPU the second call costs more than it saves.
-        peek = socket.MSG_PEEK if look and not rest else 0
-        stop.wait()
+        peek = _MSG_PEEK if look and not rest else 0
+        stop.waiting = True  # stop.wait(), without a call where no signal has come
+        if stop.pending:
+            stop.wait()
         if look:
             look()
         # A fresh object of the limit costs less than a slice of a buffer that stays (0.04 us against 0.22): malloc
         # has the same memory at hand again, and takes back what was not filled.
-        data = receive(protocol.limit, peek)
+        data = receive(limit, peek)
         stop.waiting = False
         if not data:
             break
@@ -79,7 +84,7 @@ def serve(connection: socket.socket, protocol: Protocol, poll: Poll, stop: Stop)
         if peek:
             # What is left of the last request stays in the queue; all of it comes off where it is no whole one, or
             # looking again would find the same.
-            receive(answered or len(data), socket.MSG_WAITALL)
+            receive(answered or len(data), _MSG_WAITALL)
             rest = b"" if answered else data
         else:
             rest = data[answered:]
@@ -87,28 +92,36 @@ def serve(connection: socket.socket, protocol: Protocol, poll: Poll, stop: Stop)
         raise Hangup(f"peer left within a request, after {len(rest)} bytes of it")
 
 
-def _answer(connection: socket.socket, protocol: Protocol, stop: Stop, data: bytes) -> int:
-    """Answer the whole frames in data. :returns: their length in bytes."""
+def _answering(connection: socket.socket, protocol: Protocol, stop: Stop) -> Callable[[bytes], int]:
+    """A function that answers the whole frames in some bytes and returns their length.
+
+    A closure: what it needs is at hand, and the interpreter calls it without going through C, as partial would.
+    """
     size, extra, header, limit, answer = protocol[:5]
-    have, start = len(data), 0
-    while have - start >= header:
-        length = size(data, start)[0] + extra
-        if length > limit:
-            raise Hangup(f"a request says it is {length} bytes long, the limit is {limit}")
-        if have - start < length:
-            break
-        reply = answer(data if length == have else data[start : start + length])
-        start += length
-        if isinstance(reply, int):
-            _pass(connection, reply, protocol, stop)
-            continue
-        try:
-            sent = connection.send(reply)
-        except BlockingIOError:
-            sent = 0
-        if sent != len(reply):
-            _send_rest(connection, reply[sent:], stop)
-    return start
+    send = connection.send
+
+    def frames(data: bytes) -> int:
+        have, start = len(data), 0
+        while have - start >= header:
+            length = size(data, start)[0] + extra
+            if length > limit:
+                raise Hangup(f"a request says it is {length} bytes long, the limit is {limit}")
+            if have - start < length:
+                break
+            reply = answer(data if length == have else data[start : start + length])
+            start += length
+            if isinstance(reply, int):
+                _pass(connection, reply, protocol, stop)
+                continue
+            try:
+                sent = send(reply)
+            except BlockingIOError:
+                sent = 0
+            if sent != len(reply):
+                _send_rest(connection, reply[sent:], stop)
+        return start
+
+    return frames
 
 
 def _try(send: Callable[..., int], *arguments: object) -> int:
@@ -133,10 +146,13 @@ def _send_rest(connection: socket.socket, rest: bytes, stop: Stop) -> None:
 def _pass(connection: socket.socket, fd: int, protocol: Protocol, stop: Stop) -> None:
     """Send a descriptor and close it, whatever comes of the sending."""
     try:
-        with_it = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.pack(fd))]
+        message = [protocol.passing], [(_SOL_SOCKET, _SCM_RIGHTS, _INT.pack(fd))]
         for _ in range(SEND_TIMEOUT):
-            if _try(connection.sendmsg, [protocol.passing], with_it):
+            try:
+                connection.sendmsg(*message)
                 return
+            except BlockingIOError:  # a second has passed without room for it
+                pass
             if stop.pending:
                 raise Stopped(stop.pending)
         raise Hangup(f"peer has read nothing for {SEND_TIMEOUT} s")

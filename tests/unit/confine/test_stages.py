@@ -3,14 +3,15 @@
 
 import errno
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from tests.unit.child import CHANNEL, Ended, in_child
 
 from virtfs_proxy import linux
-from virtfs_proxy.confine import capabilities, descriptors, groups, process, root, stages
+from virtfs_proxy.confine import capabilities, descriptors, interpreter, root, stages
 from virtfs_proxy.confine.plan import Plan
 from virtfs_proxy.confine.stages import NEEDS, STAGES, Unconfined, confine
 from virtfs_proxy.export.caller import CAPABILITIES
@@ -19,17 +20,26 @@ EMPTY = Plan(-1, frozenset(), ())
 
 
 def test_the_order() -> None:
-    """Each needs privileges that a later one gives up; no_new_privs and dumpable are last of all."""
+    """Each needs what a later one gives up: names of the host, then privileges."""
     names = [name for name, _ in STAGES]
-    assert names == ["descriptors", "root", "groups", "capabilities", "process"]
-    assert [apply for _, apply in STAGES] == [m.apply for m in (descriptors, root, groups, capabilities, process)]
+    before = [
+        ("descriptors", "root"),
+        ("interpreter", "root"),
+        ("root", "groups"),
+        ("groups", "capabilities"),
+        ("capabilities", "process"),
+    ]
+    assert [pair for pair in before if names.index(pair[0]) > names.index(pair[1])] == []
+    assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("module", [descriptors, root, groups, capabilities, process])
-def test_each_stage_says_what_it_should_and_must_not(module: ModuleType) -> None:
-    assert module.__doc__
-    assert "Should:" in module.__doc__
-    assert "Must not:" in module.__doc__
+@pytest.mark.parametrize(("name", "apply"), STAGES)
+def test_each_stage_is_a_module_that_says_what_it_should_and_must_not(name: str, apply: Callable[[Plan], None]) -> None:
+    assert apply.__module__ == f"virtfs_proxy.confine.{name}"
+    text = sys.modules[apply.__module__].__doc__
+    assert text
+    assert "Should:" in text
+    assert "Must not:" in text
 
 
 def test_stages_run_in_order_and_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +109,26 @@ def test_descriptors_over_the_limit_are_closed_too(tmp_path: Path) -> None:
         return _open() - {folder}
 
     assert in_child(run) == {0, 1, 2, CHANNEL}
+
+
+def test_no_module_is_loaded_any_more(tmp_path: Path) -> None:
+    """Not from where the working directory, or a path of the host's, leads to by then: into the export."""
+    (tmp_path / "planted.py").write_text("raise SystemExit", encoding="utf-8")
+
+    def run() -> list[str]:
+        sys.path[:0] = ["", str(tmp_path)]
+        os.chdir(tmp_path)
+        interpreter.apply(EMPTY)
+        failed = []
+        for name in ("planted", "antigravity", "encodings.cp037"):
+            assert name not in sys.modules
+            try:
+                __import__(name)
+            except ModuleNotFoundError:
+                failed.append(name)
+        return failed
+
+    assert in_child(run) == ["planted", "antigravity", "encodings.cp037"]
 
 
 @pytest.mark.root

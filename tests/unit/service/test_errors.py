@@ -59,7 +59,7 @@ def test_a_bug_is_logged_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     assert errno_of(caught.value, Log("name")) == errno.EIO
     err = capfd.readouterr().err
     assert err.count("\n") == 1
-    for word in ("name: bug: ", "KeyError", "surprise", "test_errors.py", "in deep"):
+    for word in ("name: bug: ", "KeyError", "surprise", "test_errors.py", "deep"):
         assert word in err
 
 
