@@ -38,6 +38,7 @@ def helper(helper_command: list[str], export: Path) -> Iterator[Helper]:
     with Helper(helper_command, export, extra_groups=[]) as helper:
         yield helper
     assert "Traceback" not in helper.logged()
+    assert "bug" not in helper.logged()
     assert helper.process.returncode == helper.ends_with
 
 

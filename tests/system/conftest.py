@@ -105,8 +105,9 @@ class Running:
         return self.code
 
     def kill(self) -> None:
+        """End it and what it runs under: each has a process group of its own."""
         if not self._poll():
-            self.signal(signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
             self.ends()
 
 
@@ -148,6 +149,7 @@ class Launcher:
                 "stdin": subprocess.DEVNULL,
                 "stdout": subprocess.DEVNULL,
                 "stderr": stderr,
+                "start_new_session": True,
             } | popen
             process = subprocess.Popen(
                 [*(under or []), *self.command, "-n", "-p", str(self.export), *options], **streams

@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(options, log)
     except Fatal as failure:
         log.error(str(failure))
-        return 1
+    except OSError as error:
+        log.error(f"cannot start: {error}")
+    return 1
 
 
 def run(options: argparse.Namespace, log: Log) -> int:
@@ -51,14 +53,18 @@ def run(options: argparse.Namespace, log: Log) -> int:
     require_privileges()
     stdio.ensure()
     directory = open_directory(options.path)
+    stop = Stop()
+    stop.install()  # from here on: a signal must not leave a socket behind
     source = (
         inherited(options.fd)
         if options.fd is not None
         else Listener(os.fsencode(options.socket), (options.uid, options.gid), before_confinement)
     )
-    parent = None if options.nodaemon else detach(log)
-    stop = Stop()
-    stop.install()
+    try:
+        parent = None if options.nodaemon else detach(log)
+    except OSError as error:
+        source.close()
+        raise Fatal(f"cannot go into the background: {error.strerror}; -n stays in the foreground") from None
     if parent:
         stdio.silence(0, 1, *([2] if log.to_syslog() else []))
     try:

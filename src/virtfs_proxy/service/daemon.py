@@ -2,6 +2,7 @@
 """Going into the background, with a parent that stays until the service can be used."""
 
 import os
+import signal
 from typing import NoReturn
 
 from virtfs_proxy.service.log import Log
@@ -39,10 +40,14 @@ def detach(log: Log) -> Parent:
     """fork(2) and setsid(2): returns in the child alone.
 
     The parent waits for :meth:`Parent.ready` or :meth:`Parent.failed`, or for the end of its child, and exits.
+
+    :raises OSError: as pipe(2) and fork(2).
     """
     reading, writing = os.pipe()
     child = os.fork()
     if child:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)  # whoever waits for the start may give up; the child goes on
         os.close(writing)
         _await(child, reading, log)
     os.close(reading)

@@ -4,6 +4,7 @@
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,6 +117,7 @@ def test_no_module_is_loaded_any_more(tmp_path: Path) -> None:
     (tmp_path / "planted.py").write_text("raise SystemExit", encoding="utf-8")
 
     def run() -> list[str]:
+        warnings.simplefilter("ignore", ImportWarning)  # that there is nobody left to ask
         sys.path[:0] = ["", str(tmp_path)]
         os.chdir(tmp_path)
         interpreter.apply(EMPTY)
