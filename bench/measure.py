@@ -11,10 +11,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from virtfs_proxy import ProxyClient, linux
+from virtfs_proxy.proxy.client import MAX_VALUE
+from virtfs_proxy.proxy.frames import FRAMES
+from virtfs_proxy.proxy.messages import SUCCESS
 
 ORIGINAL: Final = "/usr/lib/qemu/virtfs-proxy-helper"
 OURS: Final = str(Path(sys.executable).with_name("virtfs-proxy-helper"))
@@ -68,7 +72,6 @@ def sample_tree(chosen: str | None) -> Iterator[Path]:
 def helper(command: list[str], root: Path) -> Iterator[tuple[ProxyClient, int]]:
     """A helper that serves root, with ``-f``: its client and its process id."""
     ours, theirs = socket.socketpair()
-    ours.settimeout(60)
     with theirs:
         line = [*command, "-n", "-p", str(root), "-f", str(theirs.fileno())]
         process = subprocess.Popen(line, pass_fds=[theirs.fileno()], stderr=subprocess.DEVNULL)
@@ -126,24 +129,36 @@ def descriptors(pid: int) -> int:
 
 
 def operations(client: ProxyClient) -> dict[str, Callable[[], object]]:
-    """The operations that have a target. Arguments are ready-made: what the client does takes from the difference."""
+    """The operations that have a target. Requests are ready-made: what the client does takes from the difference."""
+
+    frame = FRAMES
+    opening = frame["open"](FILE, os.O_RDONLY)
+    creating = frame["create"](NEW, os.O_CREAT | os.O_RDWR | os.O_EXCL, 0o644, UID, UID)
+    removing = frame["remove"](NEW)
 
     def open_close() -> None:
-        os.close(client.open_fd(FILE, os.O_RDONLY))
+        os.close(client.exchange_fd(opening, FILE))
 
     def create_remove() -> None:
-        os.close(client.create_fd(NEW, os.O_CREAT | os.O_RDWR | os.O_EXCL, 0o644, UID, UID))
-        client.remove(NEW)
+        os.close(client.exchange_fd(creating, NEW))
+        client.exchange(removing)
 
-    return {
-        "LSTAT": lambda: client.lstat(FILE),
-        "LGETXATTR": lambda: client.lgetxattr(FILE, b"user.bench"),
-        "OPEN": open_close,
-        "CHMOD": lambda: client.chmod(FILE, 0o640),
-        "STATFS": lambda: client.statfs(FILE),
-        "UTIME": lambda: client.utime(FILE, 1_600_000_000_123_456_789, 1_700_000_000_123_456_789),
-        "CREATE+REMOVE": create_remove,
+    times = (1_600_000_000, 123_456_789, 1_700_000_000, 123_456_789)
+    plain = {
+        "LSTAT": frame["lstat"](FILE),
+        "LGETXATTR": frame["lgetxattr"](MAX_VALUE, FILE, b"user.bench"),
+        "CHMOD": frame["chmod"](FILE, 0o640),
+        "STATFS": frame["statfs"](FILE),
+        "UTIME": frame["utime"](FILE, *times),
     }
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(client.exchange, request) for name, request in plain.items()
+    }
+    for call in calls.values():
+        answer = call()
+        if not isinstance(answer, tuple) or answer[0] != SUCCESS:
+            raise SystemExit(f"a helper refuses what is to be measured: {call}")
+    return calls | {"OPEN": open_close, "CREATE+REMOVE": create_remove}
 
 
 def mixture(client: ProxyClient) -> list[Callable[[], object]]:

@@ -11,6 +11,7 @@ With all CPUs the machine must have one to spare: what others used meanwhile is 
 import gc
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ SETTINGS: Final = {
     "all": "all CPUs (the helper polls)",
     "one": "client and helpers on one CPU (no polling)",
 }
+LIMIT_S: Final = 600
+"""Seconds after which a helper that has stopped answering ends the run."""
+
 SETTLE_S: Final = 0.002
 """Longer than a helper polls: the scheduler's count is exact once it sleeps."""
 
@@ -143,6 +147,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     load, others = os.getloadavg()[0], Others()
     gc.disable()
+    signal.alarm(LIMIT_S)  # not a timeout of the socket: that would add a system call to every reply
     with sample_tree(chosen.dir) as root:
         for setting in SETTINGS if chosen.cpus == "both" else (chosen.cpus,):
             part = summary(setting, run(setting, helpers, root, chosen.rounds, chosen.requests))

@@ -50,6 +50,9 @@ FIXED: Final = {"u16": "H", "u32": "I", "u64": "Q", "i32": "i", "i64": "q", "id"
 COUNTED: Final = frozenset(("path", "text", "bytes"))
 """Kinds that are a length (u16) and that many bytes."""
 
+_TAKEN: Final = frozenset(("session", "b", "o", "e", "n_", "call", "error", "SHORT", "NAME", "NUL", "DOTS", "NO_ID"))
+"""Names that the generated decoders use themselves."""
+
 NO_ID: Final = 0xFFFFFFFF
 """(uid_t)-1: "leave it alone" in chown(2), nobody at all anywhere else."""
 
@@ -64,6 +67,8 @@ def fields_of(fields: str) -> list[tuple[str, str]]:
         name, _, kind = field.partition(":")
         if kind not in FIXED and kind not in COUNTED:
             raise ValueError(f"field {field!r}: no such kind")
+        if name in _TAKEN or not name.isidentifier():
+            raise ValueError(f"field {field!r}: not a name for a field")
         items.append((name, kind))
     return items
 

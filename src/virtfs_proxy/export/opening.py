@@ -64,9 +64,9 @@ def open_file(dir_fd: int, path: Path, flags: int, mode: int = 0) -> int:
 def _refuse_special(dir_fd: int, path: Path, flags: int) -> None:
     try:
         kind = os.lstat(path, dir_fd=dir_fd)[0] & _S_IFMT
-    except FileNotFoundError:
+    except OSError:
         if flags & os.O_CREAT:
-            return
+            return  # to the kernel, which says what it thinks of making something there
         raise
     if kind not in _HARMLESS:
         raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), path)

@@ -2,7 +2,7 @@
 """The driver side of the proxy protocol: to a helper what QEMU's hw/9pfs/9p-proxy.c is.
 
 It is also the client of the benchmark, where every microsecond spent here hides a difference between two
-helpers: each row's encoder is generated once, a request is one send and its reply one receive.
+helpers: each row's encoder is generated once (frames.py), a request is one send and its reply one receive.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable
 from typing import Any, Final, Literal, NamedTuple, NoReturn, Self, TypeAlias
 
-from virtfs_proxy.codec import FIXED, Fields, Malformed, Request, fields_of
+from virtfs_proxy.codec import FIXED, Fields, Malformed, fields_of
+from virtfs_proxy.proxy.frames import FRAMES
 from virtfs_proxy.proxy.messages import (
     ERROR,
     FD,
@@ -90,48 +90,7 @@ class Entry(NamedTuple):
     is_symlink: bool
 
 
-def _encoder(row: Request) -> Callable[..., bytes]:
-    """Generate ``encode(*fields)``, which makes the whole frame of a row; tests hold it to codec.Fields.
-
-    :raises OSError: from that: ENOBUFS when the fields are longer than a body may be.
-    :raises OverflowError: from that, for a number that its field cannot hold.
-    """
-    # An underscore keeps the names of the generated function clear of the fields' (a row has a field "size").
-    space: dict[str, Any] = {"error_": struct.error}
-    parts: list[str] = []
-    codes, values, fixed, lengths = HEADER, [str(row.opcode), "size_"], -HEADER_SIZE, ""
-
-    def flush() -> None:
-        nonlocal fixed
-        packer = struct.Struct(codes)
-        fixed += packer.size
-        space[f"pack{len(parts)}_"] = packer.pack
-        parts.append(f"pack{len(parts)}_({', '.join(values)})")
-
-    for name, kind in row.items():
-        if kind in FIXED:
-            codes, values = codes + FIXED[kind], [*values, name]
-            continue
-        codes, values, lengths = codes + "H", [*values, f"len({name})"], f"{lengths} + len({name})"
-        flush()
-        parts.append(name)
-        codes, values = HEADER[0], []
-    if values:
-        flush()
-    text = (
-        f"def encode({', '.join(name for name, _ in row.items())}):\n"
-        f" size_ = {fixed}{lengths}\n"
-        f" if size_ > {MAX_BODY}: raise OSError({errno.ENOBUFS}, '{row.name}: over {MAX_BODY} bytes')\n"
-        f" try: return {' + '.join(parts)}\n"
-        f" except error_ as e_: raise OverflowError('{row.name}: ' + str(e_)) from None\n"
-    )
-    exec(text, space)  # noqa: S102 - made of rows of our own, as codec.bind does it
-    encode: Callable[..., bytes] = space["encode"]
-    return encode
-
-
 _ROWS: Final = {row.name: row for row in REQUESTS}
-_PACK: Final = {row.name: _encoder(row) for row in REQUESTS}
 _UNPACK: Final = {
     row.name: struct.Struct(HEADER[0] + "".join(FIXED[kind] for _, kind in fields_of(row.reply)))
     for row in REQUESTS
@@ -245,8 +204,8 @@ class ProxyClient:
             got += more
         return got
 
-    def _exchange(self, frame: bytes) -> tuple[int, bytearray]:
-        """Send a request and return the type and body of its reply."""
+    def exchange(self, frame: bytes) -> tuple[int, bytearray]:
+        """Send a frame (see :mod:`virtfs_proxy.proxy.frames`) and return the type and body of its reply."""
         sock, buffer = self._sock, self._buffer
         with self._lock:
             try:
@@ -270,7 +229,7 @@ class ProxyClient:
 
         :raises OSError: the helper's refusal, with the names that the caller gave.
         """
-        kind, body = self._exchange(frame)
+        kind, body = self.exchange(frame)
         if kind == SUCCESS:
             return body
         if kind != ERROR or len(body) != 4:
@@ -286,7 +245,7 @@ class ProxyClient:
             self._fail(f"it sent no status but {bytes(body[:16])!r}")
 
     def _fixed(self, row: str, path: AnyPath) -> tuple[int, ...]:
-        body = self._ask(_PACK[row](_wire(path)), path)
+        body = self._ask(FRAMES[row](_wire(path)), path)
         fields = _UNPACK[row]
         if len(body) != fields.size:
             self._fail(f"it answered {row} with {len(body)} bytes")
@@ -304,7 +263,7 @@ class ProxyClient:
             self._fail(f"it answered with {len(body)} bytes that are no length")
         return int(_I32.unpack(body)[0])
 
-    def _descriptor(self, frame: bytes, path: AnyPath) -> int:
+    def exchange_fd(self, frame: bytes, path: AnyPath) -> int:
         """Exchange a request for a descriptor, which the caller owns; close-on-exec is set.
 
         :raises OSError: ENFILE when it got lost on the way, as in QEMU's driver; usually too many are open.
@@ -336,11 +295,11 @@ class ProxyClient:
 
     def open_fd(self, path: AnyPath, flags: int = os.O_RDONLY) -> int:
         """As open(2): a plain descriptor, for the caller to close."""
-        return self._descriptor(_PACK["open"](_wire(path), flags), path)
+        return self.exchange_fd(FRAMES["open"](_wire(path), flags), path)
 
     def create_fd(self, path: AnyPath, flags: int, mode: int = 0o644, uid: int = 0, gid: int = 0) -> int:
         """As open(2) as uid:gid; flags hold O_CREAT. A plain descriptor, for the caller to close."""
-        return self._descriptor(_PACK["create"](_wire(path), flags, mode, uid, gid), path)
+        return self.exchange_fd(FRAMES["create"](_wire(path), flags, mode, uid, gid), path)
 
     def open(self, path: AnyPath, flags: int = os.O_RDONLY) -> io.FileIO:
         """Open: an unbuffered file object.
@@ -382,19 +341,19 @@ class ProxyClient:
 
     def mknod(self, path: AnyPath, mode: int, rdev: int = 0, uid: int = 0, gid: int = 0) -> None:
         """Make a node as uid:gid; mode holds its type."""
-        self._status(_PACK["mknod"](uid, gid, _wire(path), mode, rdev), path)
+        self._status(FRAMES["mknod"](uid, gid, _wire(path), mode, rdev), path)
 
     def mkdir(self, path: AnyPath, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
         """Make a directory as uid:gid, with umask 0."""
-        self._status(_PACK["mkdir"](uid, gid, _wire(path), mode), path)
+        self._status(FRAMES["mkdir"](uid, gid, _wire(path), mode), path)
 
     def symlink(self, target: AnyPath, path: AnyPath, uid: int = 0, gid: int = 0) -> None:
         """Make a symlink as uid:gid; the target is stored as it is."""
-        self._status(_PACK["symlink"](uid, gid, os.fsencode(target), _wire(path)), target, path)
+        self._status(FRAMES["symlink"](uid, gid, os.fsencode(target), _wire(path)), target, path)
 
     def link(self, oldpath: AnyPath, path: AnyPath) -> None:
         """Give a file one more name; a symlink itself gets it, not what it points to."""
-        self._status(_PACK["link"](_wire(oldpath), _wire(path)), oldpath, path)
+        self._status(FRAMES["link"](_wire(oldpath), _wire(path)), oldpath, path)
 
     def lstat(self, path: AnyPath) -> Stat:
         """Status of a file, or of a symlink itself."""
@@ -403,7 +362,7 @@ class ProxyClient:
 
     def readlink(self, path: AnyPath) -> bytes:
         """A symlink's target."""
-        return self._counted(_PACK["readlink"](_wire(path), _PATH_MAX), path)
+        return self._counted(FRAMES["readlink"](_wire(path), _PATH_MAX), path)
 
     def statfs(self, path: AnyPath = ".") -> StatFS:
         """Status of the file system that a path is on."""
@@ -411,55 +370,55 @@ class ProxyClient:
 
     def chmod(self, path: AnyPath, mode: int) -> None:
         """Change the mode, of what a symlink points to where it is one."""
-        self._status(_PACK["chmod"](_wire(path), mode), path)
+        self._status(FRAMES["chmod"](_wire(path), mode), path)
 
     def chown(self, path: AnyPath, uid: int, gid: int) -> None:
         """Change the owner, of a symlink itself; -1 leaves one alone."""
-        self._status(_PACK["chown"](_wire(path), uid & 0xFFFFFFFF, gid & 0xFFFFFFFF), path)
+        self._status(FRAMES["chown"](_wire(path), uid & 0xFFFFFFFF, gid & 0xFFFFFFFF), path)
 
     def truncate(self, path: AnyPath, size: int) -> None:
         """Set the length in bytes, of what a symlink points to where it is one."""
-        self._status(_PACK["truncate"](_wire(path), size), path)
+        self._status(FRAMES["truncate"](_wire(path), size), path)
 
     def utime(self, path: AnyPath, atime_ns: Time, mtime_ns: Time) -> None:
         """Set the times, of a symlink itself."""
-        self._status(_PACK["utime"](_wire(path), *_timespec(atime_ns), *_timespec(mtime_ns)), path)
+        self._status(FRAMES["utime"](_wire(path), *_timespec(atime_ns), *_timespec(mtime_ns)), path)
 
     def rename(self, oldpath: AnyPath, path: AnyPath) -> None:
         """Rename, over what is there."""
-        self._status(_PACK["rename"](_wire(oldpath), _wire(path)), oldpath, path)
+        self._status(FRAMES["rename"](_wire(oldpath), _wire(path)), oldpath, path)
 
     def remove(self, path: AnyPath) -> None:
         """Remove a file or an empty directory."""
-        self._status(_PACK["remove"](_wire(path)), path)
+        self._status(FRAMES["remove"](_wire(path)), path)
 
     def lgetxattr(self, path: AnyPath, name: str | bytes) -> bytes:
         """An extended attribute's value.
 
         :raises OSError: ERANGE for a value of more than :data:`MAX_VALUE` bytes, beside the kernel's own.
         """
-        return self._counted(_PACK["lgetxattr"](MAX_VALUE, _wire(path), os.fsencode(name)), path)
+        return self._counted(FRAMES["lgetxattr"](MAX_VALUE, _wire(path), os.fsencode(name)), path)
 
     def lgetxattr_size(self, path: AnyPath, name: str | bytes) -> int:
         """As Length of an extended attribute's value in bytes."""
-        return self._length(_PACK["lgetxattr"](0, _wire(path), os.fsencode(name)), path)
+        return self._length(FRAMES["lgetxattr"](0, _wire(path), os.fsencode(name)), path)
 
     def llistxattr(self, path: AnyPath) -> list[bytes]:
         """Names of extended attributes."""
-        return self._counted(_PACK["llistxattr"](MAX_VALUE, _wire(path)), path).split(b"\0")[:-1]
+        return self._counted(FRAMES["llistxattr"](MAX_VALUE, _wire(path)), path).split(b"\0")[:-1]
 
     def llistxattr_size(self, path: AnyPath) -> int:
         """As Length of the list of names in bytes, with a NUL behind each."""
-        return self._length(_PACK["llistxattr"](0, _wire(path)), path)
+        return self._length(FRAMES["llistxattr"](0, _wire(path)), path)
 
     def lsetxattr(self, path: AnyPath, name: str | bytes, value: bytes, flags: int = 0) -> None:
         """Set an extended attribute; flags: os.XATTR_CREATE or os.XATTR_REPLACE."""
-        frame = _PACK["lsetxattr"](_wire(path), os.fsencode(name), bytes(value), len(value), flags)
+        frame = FRAMES["lsetxattr"](_wire(path), os.fsencode(name), bytes(value), len(value), flags)
         self._status(frame, path)
 
     def lremovexattr(self, path: AnyPath, name: str | bytes) -> None:
         """Remove an extended attribute."""
-        self._status(_PACK["lremovexattr"](_wire(path), os.fsencode(name)), path)
+        self._status(FRAMES["lremovexattr"](_wire(path), os.fsencode(name)), path)
 
     def getversion(self, path: AnyPath) -> int:
         """Generation of an inode (FS_IOC_GETVERSION), 0 on a file system that has none."""
@@ -472,10 +431,10 @@ class ProxyClient:
         :raises OSError: the helper's refusal; ENOBUFS for fields longer than a body.
         """
         row = _ROWS[name]
-        frame = _PACK[name](**fields)
+        frame = FRAMES[name](**fields)
         where = fields.get("path", b"")
         if row.reply == FD:
-            return self._descriptor(frame, where)
+            return self.exchange_fd(frame, where)
         if row.reply == STATUS:
             self._status(frame, where)
             return 0

@@ -19,6 +19,7 @@ import virtfs_proxy
 from virtfs_proxy.codec import FIXED, Fields
 from virtfs_proxy.proxy import client as module
 from virtfs_proxy.proxy.client import MAX_VALUE, UTIME_NOW, UTIME_OMIT, ProxyClient
+from virtfs_proxy.proxy.frames import FRAMES
 from virtfs_proxy.proxy.messages import FD_VALID, MAX_BODY, REQUESTS
 
 ROWS = {row.name: row for row in REQUESTS}
@@ -142,7 +143,7 @@ def test_the_generated_encoders_agree_with_the_codec(name: str, data: st.DataObj
     row = ROWS[name]
     fields = {field: data.draw(values(kind)) for field, kind in row.items()}
     content = Fields("=", row.fields).pack(fields)
-    assert module._PACK[name](**fields) == struct.pack("=II", row.opcode, len(content)) + content
+    assert FRAMES[name](**fields) == struct.pack("=II", row.opcode, len(content)) + content
 
 
 UNSENT: list[tuple[Any, ...]] = [
