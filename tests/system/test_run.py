@@ -72,9 +72,7 @@ def fields(pid: int) -> dict[str, str]:
     except (FileNotFoundError, ProcessLookupError):
         return {}
     status = dict(line.split(":", 1) for line in lines)
-    return (
-        {} if status["State"].split()[0] in "ZX" else {name: value.strip() for name, value in status.items()}
-    )
+    return {} if status["State"].split()[0] in "ZX" else {name: value.strip() for name, value in status.items()}
 
 
 def gone(*pids: int) -> None:
@@ -216,9 +214,7 @@ def test_all_ends_when_qemu_ends(running: Callable[..., Launch]) -> None:
 
 def test_our_own_helper_is_the_default(room: Path) -> None:
     command = [str(VIRTFS), "run", str(room / "export"), "--", *MACHINE, "-monitor", "stdio"]
-    done = subprocess.run(
-        command, input="quit\n", capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
+    done = subprocess.run(command, input="quit\n", capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stderr) == (0, f"{LINE} virtfs /mnt\n")
 
 
@@ -240,9 +236,7 @@ def test_qemu_that_stands_still_is_ended_too(running: Callable[..., Launch]) -> 
     assert launch.result() == -9
 
 
-def test_killed_while_it_waits_for_the_helper_it_leaves_none(
-    start: Callable[..., Launch], room: Path
-) -> None:
+def test_killed_while_it_waits_for_the_helper_it_leaves_none(start: Callable[..., Launch], room: Path) -> None:
     slow = room / "slow"
     slow.write_text("#!/bin/sh\nexec sleep 120\n", encoding="utf-8")
     slow.chmod(0o755)
@@ -275,9 +269,7 @@ def test_every_signal_is_passed_on_once(start: Callable[..., Launch], script: Ca
     assert launch.process.communicate()[0] == ""
 
 
-@pytest.mark.parametrize(
-    ("lines", "status"), [("exit 7", 7), ("exit 0", 0), ("kill -9 $$", 137), ("kill -15 $$", 143)]
-)
+@pytest.mark.parametrize(("lines", "status"), [("exit 7", 7), ("exit 0", 0), ("kill -9 $$", 137), ("kill -15 $$", 143)])
 @pytest.mark.parametrize("ignored", [False, True])
 def test_the_exit_status_is_qemus(
     start: Callable[..., Launch], script: Callable[..., str], lines: str, status: int, ignored: bool
@@ -370,10 +362,7 @@ def test_without_sudo_qemu_is_nobody(running: Callable[..., Launch]) -> None:
 
 def test_microvm_gets_a_device_it_has_a_bus_for(start: Callable[..., Launch]) -> None:
     launch = start([*MACHINE, "-M", "microvm", "-monitor", "stdio"])
-    assert (
-        launch.process.communicate("info qtree\nquit\n", timeout=PATIENCE)[0].count("dev: virtio-9p-device")
-        == 1
-    )
+    assert launch.process.communicate("info qtree\nquit\n", timeout=PATIENCE)[0].count("dev: virtio-9p-device") == 1
     assert launch.process.returncode == 0
 
 
@@ -436,9 +425,7 @@ def typed_at(terminal: int) -> Callable[[], None]:
 
     def own() -> None:
         os.setsid()
-        os.close(
-            os.open(os.ttyname(terminal), os.O_RDWR)
-        )  # a session leader's first terminal becomes its own
+        os.close(os.open(os.ttyname(terminal), os.O_RDWR))  # a session leader's first terminal becomes its own
 
     return own
 

@@ -102,9 +102,7 @@ def test_the_machine_is_what_the_arguments_name(arguments: str, machine: str | N
 
 
 def qemu_that_says(devices: str, driver: str, machines: str) -> Callable[..., str]:
-    return lambda *arguments: (
-        devices if arguments[0] == "-device" else driver if "-fsdev" in arguments else machines
-    )
+    return lambda *arguments: devices if arguments[0] == "-device" else driver if "-fsdev" in arguments else machines
 
 
 @pytest.mark.parametrize(
@@ -194,9 +192,7 @@ def test_the_environment_is_the_callers_but_for_whose_session_it_is() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("status", "words", "code"), [(7, "exit status 7", 7), (-9, "SIGKILL", 137), (-40, "40", 168)]
-)
+@pytest.mark.parametrize(("status", "words", "code"), [(7, "exit status 7", 7), (-9, "SIGKILL", 137), (-40, "40", 168)])
 def test_an_end_is_told_as_a_shell_does(status: int, words: str, code: int) -> None:
     assert processes.ending(status).endswith(words)
     assert processes.as_shell(status) == code
@@ -220,17 +216,13 @@ def test_the_export_must_be_a_directory(tmp_path: Path, name: str, complaint: st
         run.directory(f"{tmp_path}/{name}")
 
 
-def test_an_export_that_looks_like_an_option_becomes_absolute(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_export_that_looks_like_an_option_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "-n").mkdir()
     monkeypatch.chdir(tmp_path)
     assert run.directory("-n") == f"{tmp_path}/-n"
 
 
-@pytest.mark.parametrize(
-    ("name", "complaint"), [("qemu-of-nowhere", "not in PATH"), ("/etc/passwd", "no executable")]
-)
+@pytest.mark.parametrize(("name", "complaint"), [("qemu-of-nowhere", "not in PATH"), ("/etc/passwd", "no executable")])
 def test_qemu_must_be_there(name: str, complaint: str) -> None:
     with pytest.raises(RunError, match=f"{name} is {complaint}.*install QEMU"):
         run.executable(name)
@@ -265,9 +257,7 @@ def test_a_helper_that_answers_for_the_export_is_ready(tmp_path: Path, helper: p
         assert near.getblocking(), "QEMU's half must block"
 
 
-@pytest.mark.parametrize(
-    "reply", ["other", struct.pack("=IIi", 1, 4, -13), struct.pack("=II", 0, 3) + b"abc"]
-)
+@pytest.mark.parametrize("reply", ["other", struct.pack("=IIi", 1, 4, -13), struct.pack("=II", 0, 3) + b"abc"])
 def test_a_helper_that_answers_otherwise_is_refused(
     tmp_path: Path, helper: processes.Process, reply: bytes | str
 ) -> None:
