@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src"
 # They run as the caller, never with the helper's privileges.
-UNPRIVILEGED = {"virtfs_proxy/cli/client.py"}
+UNPRIVILEGED = {"virtfs_proxy/cli/client/main.py"}
 MODULES = sorted(str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py"))
 
 

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if command == "client":
-        from virtfs_proxy.cli import client
+        from virtfs_proxy.cli.client import main as client
 
         return client.main(rest)
     if command == "run":

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from virtfs_proxy import __version__
-from virtfs_proxy.cli import client, listing, session, virtfs
+from virtfs_proxy.cli import virtfs
+from virtfs_proxy.cli.client import listing, session
+from virtfs_proxy.cli.client import main as client
 from virtfs_proxy.proxy.client import Stat, StatFS
 
 STAT = Stat(65024, 7, 1, stat.S_IFREG | 0o4750, 0, 4_000_000, 0, 1234, 4096, 8, 0, 1_000_000_007, 2)

@@ -17,8 +17,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Final, TypeAlias
 
-from virtfs_proxy.cli import commands, listing
-from virtfs_proxy.cli.session import (
+from virtfs_proxy.cli.client import commands, listing
+from virtfs_proxy.cli.client.session import (
     PROG,
     Args,
     Failed,

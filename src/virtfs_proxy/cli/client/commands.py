@@ -4,8 +4,8 @@
 import stat
 import sys
 
-from virtfs_proxy.cli import listing
-from virtfs_proxy.cli.session import Args, Failed, Session, base, emit, into, is_dir, join, shown, umask, walk
+from virtfs_proxy.cli.client import listing
+from virtfs_proxy.cli.client.session import Args, Failed, Session, base, emit, into, is_dir, join, shown, umask, walk
 from virtfs_proxy.proxy.client import ProxyClient
 
 

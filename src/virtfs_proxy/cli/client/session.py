@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Final
 
-from virtfs_proxy.cli import listing
+from virtfs_proxy.cli.client import listing
 from virtfs_proxy.proxy.client import ProxyClient
 
 PROG: Final = "virtfs client"
