@@ -4,6 +4,7 @@
 import os
 import shlex
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,12 @@ import pytest
 
 OURS = Path(sys.executable).with_name("virtfs-proxy-helper")
 ORIGINAL = Path("/usr/lib/qemu/virtfs-proxy-helper")
+
+
+def pytest_configure() -> None:
+    """Commands under test find the signals as on a terminal, also where tests run in the background of a shell."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
