@@ -15,18 +15,22 @@ DEBS_man := pandoc
 DEBS_run := busybox-static kmod qemu-system-x86
 DEBS_test := acl attr git libcap2-bin man-db qemu-system-common sqlite3 strace $(DEBS_man) $(DEBS_run)
 
-.PHONY: run test check root lint venv man lock clean debs-venv debs-man debs-run debs-test
+.PHONY: run root-run test check root lint venv man lock clean debs-venv debs-man debs-run debs-test
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
-run: debs-run venv
-	$(BIN)/python tools/demo.py $(if $(EXPORT),'$(EXPORT)')
+run: export SHARED = $(EXPORT)
+run: root-run debs-run venv
+	$(BIN)/python tools/demo.py $${SHARED:+"$$SHARED"}
 
 test: root debs-test lint
 	$(BIN)/pytest $(PYTEST)
 
 check: debs-test lint
 	$(BIN)/pytest -m 'not root' $(PYTEST)
+
+root-run:
+	@[ "$$(id -u)" = 0 ] || { echo 'The helper starts as root, to give files to the users of the guest: "sudo make run".' >&2; exit 1; }
 
 root:
 	@[ "$$(id -u)" = 0 ] || { echo 'The tests mount, switch identities and boot guests: "sudo make test", or "make check" for what needs no root.' >&2; exit 1; }
@@ -53,7 +57,7 @@ venv: .venv/installed
 man: debs-man $(patsubst docs/man/%.md,build/man/%,$(wildcard docs/man/*.md))
 
 build/man/%: docs/man/%.md src/virtfs_proxy/__init__.py
-	mkdir -p build/man
+	@mkdir -p build/man
 	pandoc --standalone --to man -M footer='virtfs-proxy $(VERSION)' -o $@ $<
 
 # One lock for Python 3.11 to 3.14 on x86_64 and aarch64, with no registry's address in it.

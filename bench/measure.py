@@ -128,13 +128,30 @@ def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def _plain(client: ProxyClient) -> dict[str, Callable[[], object]]:
+    """Those that are one request, answered without a descriptor."""
+    frame = FRAMES
+    times = (1_600_000_000, 123_456_789, 1_700_000_000, 123_456_789)
+    requests = {
+        "LSTAT": frame["lstat"](FILE),
+        "LGETXATTR": frame["lgetxattr"](MAX_VALUE, FILE, b"user.bench"),
+        "CHMOD": frame["chmod"](FILE, 0o640),
+        "STATFS": frame["statfs"](FILE),
+        "UTIME": frame["utime"](FILE, *times),
+    }
+    calls: dict[str, Callable[[], object]] = {}
+    for name, request in requests.items():
+        calls[name] = partial(client.exchange, request)
+        if client.exchange(request)[0] != SUCCESS:
+            raise SystemExit(f"a helper refuses what is to be measured: {name}")
+    return calls
+
+
 def operations(client: ProxyClient) -> dict[str, Callable[[], object]]:
     """The operations that have a target. Requests are ready-made: what the client does takes from the difference."""
-
-    frame = FRAMES
-    opening = frame["open"](FILE, os.O_RDONLY)
-    creating = frame["create"](NEW, os.O_CREAT | os.O_RDWR | os.O_EXCL, 0o644, UID, UID)
-    removing = frame["remove"](NEW)
+    opening = FRAMES["open"](FILE, os.O_RDONLY)
+    creating = FRAMES["create"](NEW, os.O_CREAT | os.O_RDWR | os.O_EXCL, 0o644, UID, UID)
+    removing = FRAMES["remove"](NEW)
 
     def open_close() -> None:
         os.close(client.exchange_fd(opening, FILE))
@@ -143,22 +160,7 @@ def operations(client: ProxyClient) -> dict[str, Callable[[], object]]:
         os.close(client.exchange_fd(creating, NEW))
         client.exchange(removing)
 
-    times = (1_600_000_000, 123_456_789, 1_700_000_000, 123_456_789)
-    plain = {
-        "LSTAT": frame["lstat"](FILE),
-        "LGETXATTR": frame["lgetxattr"](MAX_VALUE, FILE, b"user.bench"),
-        "CHMOD": frame["chmod"](FILE, 0o640),
-        "STATFS": frame["statfs"](FILE),
-        "UTIME": frame["utime"](FILE, *times),
-    }
-    calls: dict[str, Callable[[], object]] = {
-        name: partial(client.exchange, request) for name, request in plain.items()
-    }
-    for call in calls.values():
-        answer = call()
-        if not isinstance(answer, tuple) or answer[0] != SUCCESS:
-            raise SystemExit(f"a helper refuses what is to be measured: {call}")
-    return calls | {"OPEN": open_close, "CREATE+REMOVE": create_remove}
+    return _plain(client) | {"OPEN": open_close, "CREATE+REMOVE": create_remove}
 
 
 def mixture(client: ProxyClient) -> list[Callable[[], object]]:

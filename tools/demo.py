@@ -38,7 +38,7 @@ def main() -> int:
     if os.geteuid() != 0:
         return fail("the helper has to start as root, to give the guest's root its rights: sudo make run")
     if export is not None and not export.is_dir():
-        return fail(f"{export} is not a directory")
+        return fail(f"{export} is not a directory" if export.exists() else f"{export} does not exist: mkdir it first")
     with sample() if export is None else given(export) as directory:
         try:
             image = prepare()
@@ -112,9 +112,9 @@ def show(export: Path, image: guest_image.Image, user: str) -> int:
     if status:
         return fail(f"the guest did not get to its end, status {status}")
     title("On the host again: what arrived")
-    subprocess.run(["ls", "-l", export, export / "shared"], check=True)
+    subprocess.run(["ls", "-ln", export, export / "shared"], check=True)
     print(f"\nfrom-guest.txt: {(export / 'from-guest.txt').read_text()}", end="")
-    title("Done. For a shell in a guest of your own: make run EXPORT=/some/directory")
+    title("Done, and the sample is removed. For a shell in a guest: make run EXPORT=/some/directory")
     return 0
 
 
@@ -146,7 +146,7 @@ def follow(run: list[str]) -> int:
 def shell(export: Path, image: guest_image.Image, user: str) -> int:
     """A shell in the guest, on this terminal."""
     if not sys.stdin.isatty():
-        return fail("a shell in the guest needs a terminal; without EXPORT the demo runs by itself")
+        return fail("a shell in the guest needs a terminal: run it in one; without EXPORT the demo runs by itself")
     size = shutil.get_terminal_size()
     append = f"MODE=shell TERM={os.environ.get('TERM', 'vt100')} ROWS={size.lines} COLS={size.columns}"
     title(f"A guest of {user} with {export} at /mnt. In it: exit, or poweroff; of QEMU: Ctrl-A X")

@@ -326,13 +326,31 @@ def test_a_signal_during_the_start_leaves_no_socket(launcher: Launcher, call: st
 
 
 @root
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_end_it_before_a_client_came(launcher: Launcher, number: signal.Signals) -> None:
     running = launcher.listening(uid=1000, gid=1000)
     running.signal(number)
     assert running.ends() == 0
     assert not launcher.socket.exists()
     assert running.said()[-1] == f"{NAME}: stopped by {number.name}; served 0 requests (0 errors)"
+
+
+@root
+@FOREGROUND_OR_NOT
+@pytest.mark.parametrize("name", [b"not utf-8 \xff", b"line\nfeed", b"esc \x1b[2J"])
+def test_an_export_with_an_odd_name(launcher: Launcher, name: bytes, mode: list[str]) -> None:
+    """What the log says of it needs no module that is not loaded: none could be, after the change of root."""
+    launcher.export = Path(os.fsdecode(os.fsencode(launcher.room) + b"/" + name))
+    launcher.export.mkdir()
+    (launcher.export / "file").touch()
+    running = launcher.listening() if mode else launcher.daemon(*launcher.on_socket())
+    client = launcher.connect()
+    assert client.lstat("file")
+    client.close()
+    if mode:
+        assert running.ends() == 0
+    until(lambda: not launcher.socket.exists(), "an end")
+    assert "Traceback" not in "".join(running.said())
 
 
 @root

@@ -190,3 +190,33 @@ def test_a_relative_path(launcher: Launcher) -> None:
     assert (launcher.room / "socket").is_socket()
     _ended(launcher, running, "SIGTERM")
     assert not (launcher.room / "socket").exists()
+
+
+def test_a_directory_that_is_swapped_while_it_starts(launcher: Launcher) -> None:
+    """Whoever owns a directory on the way can put a link in its place: the socket is made where the look began."""
+    mine, roots = launcher.room / "mine", launcher.room / "roots"
+    mine.mkdir()
+    roots.mkdir(mode=0o700)
+    launcher.socket = mine / "socket"
+    trace = launcher.room / "trace"
+    # The first fchmod(2) of the start comes between the look at the directory and bind(2): hold it there for a while.
+    held = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        str(trace),
+        "-e",
+        "trace=fchmod,bind",
+        "-e",
+        "inject=fchmod:delay_enter=1500000",
+    ]
+    running = launcher.foreground(*launcher.on_socket(), under=held)
+    until(lambda: trace.exists() and "fchmod" in trace.read_text(encoding="utf-8"), "a call of fchmod")
+    mine.rename(launcher.room / "moved")
+    mine.symlink_to("roots")
+    until((launcher.room / "moved" / "socket").is_socket, "a socket")
+    assert os.listdir(roots) == []
+    until(lambda: any(" started for " in line for line in running.said()), "the helper's start")
+    _ended(launcher, running, str(launcher.room / "moved" / "socket"))
+    assert os.listdir(launcher.room / "moved") == []

@@ -2,7 +2,9 @@
 """The README's commands, run as a newcomer would: in a copy of the tree that git would clone."""
 
 import os
+import pty
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -68,7 +70,7 @@ def environment(tree: Path) -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "PYTEST"))}
     path = f"{tree.parent / 'bin'}:{env['PATH']}"
     guest = os.environ.get("VIRTFS_GUEST_CACHE", str(ROOT / ".cache" / "guest"))
-    return env | {"PATH": path, "USER": "root", "VIRTFS_GUEST_CACHE": guest}
+    return env | {"PATH": path, "VIRTFS_GUEST_CACHE": guest}
 
 
 def sh(command: str, tree: Path, *, check: bool = False, limit: int = 280) -> subprocess.CompletedProcess[str]:
@@ -98,6 +100,43 @@ def test_make_run_boots_a_guest_and_ends(clone: Path) -> None:
     done = sh(MAKE_RUN, clone, check=True)
     assert "mount -t 9p" in done.stdout + done.stderr
     assert "without a guest" not in done.stdout + done.stderr
+
+
+def test_make_run_with_an_export_gives_a_shell(clone: Path) -> None:
+    """As on a terminal: what is typed runs in the guest, which has the directory at /mnt; poweroff ends it."""
+    command = MAKE_SHELL.replace(SHARE, f"'{clone.parent / 'share'}'")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(clone)
+        os.execve("/bin/sh", ["sh", "-c", command], environment(clone) | {"TERM": "vt100"})
+    try:
+        assert "from the host" in dialogue(terminal, "# ", "cat /mnt/hel*\n", "from the host")
+        dialogue(terminal, "# ", "poweroff\n", "")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)  # the launcher's end takes QEMU and the helper along
+        os.waitpid(pid, 0)
+        raise
+    finally:
+        os.close(terminal)
+
+
+def dialogue(terminal: int, prompt: str, typed: str, until: str) -> str:
+    """Type at a prompt and return what is shown up to a text; an empty one: up to the end."""
+    seen, asked = "", False
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if select.select([terminal], [], [], 1)[0]:
+            try:
+                seen += os.read(terminal, 4096).decode(errors="replace")
+            except OSError:  # EIO: nobody holds the other side any more
+                return seen
+        if not asked and prompt in seen:
+            os.write(terminal, typed.encode())
+            seen, asked = "", True
+        elif asked and until and until in seen:
+            return seen
+    raise AssertionError(f"no {until or 'end'!r} after {typed!r}: {seen}")
 
 
 def test_make_test_is_what_ci_runs(clone: Path) -> None:

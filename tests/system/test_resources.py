@@ -2,18 +2,24 @@
 """What a helper uses, as far as it can be counted: no CPU when idle, no more memory or descriptors with time."""
 
 import contextlib
+import errno
+import itertools
 import os
+import random
 import re
 import signal
 import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bench.measure import descriptors, helper, memory, sample_tree, send_mixture, usage
+from bench.measure import FILE, UID, descriptors, helper, memory, sample_tree, send_mixture, usage
 
 from virtfs_proxy import ProxyClient
+from virtfs_proxy.proxy.frames import FRAMES
 
 pytestmark = pytest.mark.root
 
@@ -95,3 +101,43 @@ def test_neither_memory_nor_descriptors_grow_with_requests(served: Served) -> No
     send_mixture(client, 200_000)
     assert memory(pid)["Rss"] <= before + FEW_PAGES_KIB
     assert descriptors(pid) == files
+
+
+def varied(rng: random.Random) -> Iterator[tuple[str, bytes]]:
+    """Requests without end, as (name of the row, frame), with strings of every length up to 6 KB."""
+
+    def path() -> bytes:
+        names = itertools.cycle([b"n" * rng.randint(1, 255)])
+        return (b"./" + b"/".join(itertools.islice(names, 200)))[: rng.randint(3, 6_144)].rstrip(b"/")
+
+    while True:
+        name, value = b"user.%d" % rng.randrange(100), bytes(rng.randint(0, 6_144))
+        new, other = (b"./directory/%b" % (b"new" * 80)[: rng.randint(1, 240)] for _ in range(2))
+        yield from (
+            ("lstat", FRAMES["lstat"](path())),
+            ("rename", FRAMES["rename"](path(), path())),
+            ("lsetxattr", FRAMES["lsetxattr"](FILE, name, value, len(value), 0)),
+            ("lsetxattr", FRAMES["lsetxattr"](path(), name, value, len(value), 0)),
+            ("lgetxattr", FRAMES["lgetxattr"](rng.randint(1, 60_000), FILE, name)),
+            ("llistxattr", FRAMES["llistxattr"](60_000, FILE)),
+            ("lremovexattr", FRAMES["lremovexattr"](FILE, name)),
+            ("symlink", FRAMES["symlink"](UID, UID, path(), new)),
+            ("readlink", FRAMES["readlink"](new, rng.randint(1, 60_000))),
+            ("rename", FRAMES["rename"](new, other)),
+            ("remove", FRAMES["remove"](other)),
+        )
+
+
+def test_20_mib_hold_whatever_the_lengths_are(served: Served) -> None:
+    """The allocator keeps blocks of many sizes: memory rises for tens of thousands of requests before it stays."""
+    client, pid = served
+    answers: Counter[tuple[str, int]] = Counter()
+    for row, frame in itertools.islice(varied(random.Random(7)), 200_000):
+        kind, body = client.exchange(frame)
+        answers[row, kind and -int.from_bytes(body, sys.byteorder, signed=True)] += 1
+    assert memory(pid)["Rss"] <= 20 * 1024
+    rows = {row for row, _ in answers}
+    assert {row for row, code in answers if code == 0} == rows - {"lstat"}
+    long = {row for row, code in answers if code == errno.ENAMETOOLONG}
+    assert long == {"lstat", "rename", "lsetxattr", "symlink"}
+    assert answers.total() == 200_000

@@ -4,6 +4,7 @@
 A QEMU that ends in ways of its own, or that is too new, is a script which answers the launcher's questions.
 """
 
+import fcntl
 import json
 import os
 import pty
@@ -17,6 +18,7 @@ import tempfile
 import termios
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,8 @@ os.write(1, b"ready\\n")
 while True:
     signal.pause()
 """
-RECORD = f'exec {sys.base_prefix}/bin/python3 -c {shlex.quote(RECORDER)} "$@"'
+PYTHON = f"{sys.base_prefix}/bin/python3"
+RECORD = f'exec {PYTHON} -c {shlex.quote(RECORDER)} "$@"'
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
@@ -420,6 +423,110 @@ def test_what_is_wrong_is_one_line_that_names_it(
     assert done.stderr.count("\n") == 1
 
 
+STAYS = "setsid sleep 300 & echo $!; "
+IGNORES = "trap '' TERM HUP; setsid sleep 300 & echo $!; "
+
+
+@pytest.mark.parametrize("forks", [STAYS, IGNORES])
+@pytest.mark.parametrize(("ends", "status"), [("exit 7", 7), ("kill -9 $$", 137)])
+def test_what_qemu_has_forked_ends_with_it(
+    start: Callable[..., Launch], script: Callable[..., str], forks: str, ends: str, status: int
+) -> None:
+    launch = start([script(forks + ends)])
+    stays = int(launch.line())
+    try:
+        assert launch.process.wait(timeout=PATIENCE) == status
+        assert not fields(stays)
+        assert "error:" not in launch.said()
+    finally:
+        ended(stays)
+
+
+def test_what_qemu_has_forked_ends_with_a_signal_to_the_launcher(
+    start: Callable[..., Launch], script: Callable[..., str]
+) -> None:
+    launch = start([script(STAYS + "exec sleep 300")])
+    stays = int(launch.line())
+    try:
+        launch.find()
+        os.kill(launch.pid, signal.SIGTERM)
+        assert launch.result() == 128 + 15
+        assert not fields(stays)
+    finally:
+        ended(stays)
+
+
+FORKS = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+until = time.monotonic() + 60
+if os.fork():
+    os._exit(3)
+while time.monotonic() < until:
+    if os.fork():
+        os._exit(0)
+"""
+
+
+def test_a_process_that_runs_away_by_forking_is_caught(
+    start: Callable[..., Launch], script: Callable[..., str]
+) -> None:
+    launch = start([script(f"exec {PYTHON} -c {shlex.quote(FORKS)} virtfs-run-runaway")])
+    assert launch.process.wait(timeout=PATIENCE) == 3
+    running = subprocess.run(["pgrep", "-fc", "virtfs-run-runaway$"], capture_output=True, text=True, check=False)
+    assert (running.stdout.strip(), "error:" in launch.said()) == ("0", False)
+
+
+def test_a_child_that_the_launcher_was_given_is_left_alone(
+    start: Callable[..., Launch], script: Callable[..., str]
+) -> None:
+    launch = start([script("exit 7")], under=("sh", "-c", 'sleep 300 & echo $!; exec "$@"', "sh"))
+    given = int(launch.line())
+    try:
+        assert launch.process.wait(timeout=PATIENCE) == 7
+        assert fields(given)
+    finally:
+        ended(given)
+
+
+def test_what_qemu_has_forked_leaves_no_zombie_while_it_runs(
+    start: Callable[..., Launch], script: Callable[..., str]
+) -> None:
+    launch = start([script("(sleep 0.2 & echo $!); exec sleep 300")])
+    orphan = int(launch.line())
+    launch.find()
+    until(lambda: not Path(f"/proc/{orphan}").exists(), "the orphan is waited for")
+    os.kill(launch.pid, signal.SIGTERM)
+    assert launch.result() == 128 + 15
+
+
+def ended(pid: int) -> None:
+    """See to the end of a process of this test that should not be there."""
+    if fields(pid):
+        os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def teletype() -> Iterator[tuple[int, int]]:
+    """A terminal: where a person types and looks, and the device."""
+    keyboard, terminal = pty.openpty()
+    try:
+        yield keyboard, terminal
+    finally:
+        os.close(keyboard)
+        os.close(terminal)
+
+
+def shown(keyboard: int, pattern: str) -> None:
+    """Wait until what appears on the terminal from now on matches."""
+    screen = ""
+    deadline = time.monotonic() + PATIENCE
+    while not re.search(pattern, screen):
+        ready = select.select([keyboard], [], [], max(0.0, deadline - time.monotonic()))[0]
+        assert ready, f"not within {PATIENCE} s: {pattern!r} on the terminal, which shows {screen!r}"
+        screen += os.read(keyboard, 4096).decode(errors="replace")
+
+
 def typed_at(terminal: int) -> Callable[[], None]:
     """What a child does to have the terminal as its own, its process group in the foreground."""
 
@@ -428,6 +535,91 @@ def typed_at(terminal: int) -> Callable[[], None]:
         os.close(os.open(os.ttyname(terminal), os.O_RDWR))  # a session leader's first terminal becomes its own
 
     return own
+
+
+TYPES = """
+import errno, fcntl, os, termios
+try:
+    os.close(os.open("/dev/tty", os.O_RDWR))
+    print("TERMINAL", end=" ")
+except OSError as error:
+    print(errno.errorcode[error.errno], end=" ")
+try:
+    for key in b"touch /typed\\n":
+        fcntl.ioctl(0, termios.TIOCSTI, bytes([key]))
+    print("TYPED", flush=True)
+except OSError as error:
+    print(errno.errorcode[error.errno], flush=True)
+"""
+
+
+def test_qemu_cannot_type_at_the_callers_shell(start: Callable[..., Launch], script: Callable[..., str]) -> None:
+    with teletype() as (_, terminal):
+        types = script(f"exec {PYTHON} -c {shlex.quote(TYPES)}")
+        shell = ("sh", "-c", '"$@"; exit $?', "sh")
+        launch = start([types], stdin=terminal, preexec_fn=typed_at(terminal), under=shell)
+        assert launch.line() in {"ENXIO EPERM", "ENXIO EIO"}  # EIO: sysctl dev.tty.legacy_tiocsti is 0
+        assert launch.process.wait(timeout=PATIENCE) == 0
+        assert fcntl.ioctl(terminal, termios.FIONREAD, bytes(4)) == bytes(4), "there are keys for the shell to read"
+
+
+def test_qemus_monitor_is_used_at_the_terminal_and_stops_and_goes_on_as_a_job(start: Callable[..., Launch]) -> None:
+    version = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True).stdout.split()[3]
+    with teletype() as (keyboard, terminal):
+        before = termios.tcgetattr(terminal)
+        shell = ("sh", "-m", "-c", '"$@"; echo "stop:$?"; read line; bg; read line; fg; echo "end:$?"', "sh")
+        monitor = [*MACHINE, "-monitor", "stdio"]
+        launch = start(monitor, stdin=terminal, stdout=terminal, preexec_fn=typed_at(terminal), under=shell)
+        launch.pid = until(lambda: next(iter(children(launch.process.pid)), 0), "the launcher")
+        launch.find()
+        shown(keyboard, r"\(qemu\) ")
+        raw = termios.tcgetattr(terminal)
+        assert raw != before
+        os.write(keyboard, b"info version\r")
+        shown(keyboard, rf"\n{re.escape(version)}[^\n]*\n.*\(qemu\) ")
+
+        os.write(keyboard, b"\x1a")  # ^Z
+        shown(keyboard, r"stop:148")  # SIGTSTP is 20
+        assert fields(launch.qemu)["State"].startswith("T")
+        assert termios.tcgetattr(terminal) == before
+        assert os.get_blocking(terminal)
+        os.write(keyboard, b"\n")  # bg: what reads the terminal stands still there
+        until(lambda: fields(launch.pid)["State"].startswith("T"), "the launcher stops again")
+        assert fields(launch.qemu)["State"].startswith("T")
+        assert termios.tcgetattr(terminal) == before
+        os.write(keyboard, b"\n")  # fg
+        until(lambda: not fields(launch.qemu)["State"].startswith("T"), "QEMU goes on")
+
+        os.write(keyboard, b"info name\rquit\r")
+        shown(keyboard, r"end:0")
+        assert launch.result() == 0
+        assert termios.tcgetattr(terminal) == before
+
+
+def test_a_stopped_job_is_ended_by_a_signal(start: Callable[..., Launch], script: Callable[..., str]) -> None:
+    """As `kill %1` does it, in the background."""
+    with teletype() as (keyboard, terminal):
+        shell = ("sh", "-m", "-c", '"$@"; kill %1; wait %1; echo "end:$?"', "sh")
+        sleeper = script("echo started; exec sleep 300")
+        launch = start([sleeper], stdin=terminal, stdout=terminal, preexec_fn=typed_at(terminal), under=shell)
+        launch.pid = until(lambda: next(iter(children(launch.process.pid)), 0), "the launcher")
+        launch.find()
+        os.write(keyboard, b"\x1a")
+        shown(keyboard, r"end:143")
+        assert launch.result() == 0
+
+
+def test_started_in_the_background_qemu_leaves_the_terminal_alone(start: Callable[..., Launch]) -> None:
+    with teletype() as (_, terminal):
+        before = termios.tcgetattr(terminal)
+        shell = ("sh", "-m", "-c", '"$@" & wait', "sh")
+        launch = start([*MACHINE, "-serial", "stdio"], stdin=terminal, preexec_fn=typed_at(terminal), under=shell)
+        launch.pid = until(lambda: next(iter(children(launch.process.pid)), 0), "the launcher")
+        launch.find()
+        assert descriptors(launch.qemu)[0] == "/dev/null"
+        os.kill(launch.pid, signal.SIGTERM)
+        assert launch.result() == 0
+        assert termios.tcgetattr(terminal) == before
 
 
 def test_an_interrupt_typed_reaches_qemu_once_and_the_helper_not(

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Final
 
 from virtfs_proxy import __version__
@@ -29,6 +30,8 @@ NAME: Final = "virtfs-proxy-helper"
 POLL_US: Final = 50
 MAX_POLL_US: Final = 1000
 MAX_ID: Final = 0xFFFFFFFE
+
+Source = Listener | socket.socket
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,30 +58,36 @@ def run(options: argparse.Namespace, log: Log) -> int:
     directory = open_directory(options.path)
     stop = Stop()
     stop.install()  # from here on: a signal must not leave a socket behind
-    source = (
-        inherited(options.fd)
-        if options.fd is not None
-        else Listener(os.fsencode(options.socket), (options.uid, options.gid), before_confinement)
-    )
+    with closing(open_source(options)) as source:
+        parent = None if options.nodaemon else go_into_background(log)
+        try:
+            become_helper(directory, source, parent, log)
+        except Fatal as failure:
+            if not parent:
+                raise
+            parent.failed(str(failure))
+            return 1
+        if parent:
+            parent.ready()
+        log.info(f"{__version__} started for {options.path}")
+        return serve_one(source, options.poll_us, stop, log)
+
+
+def open_source(options: argparse.Namespace) -> Source:
+    """Where the connection comes from. :raises Fatal: when it cannot be had."""
+    if options.fd is not None:
+        return inherited(options.fd)
+    return Listener(os.fsencode(options.socket), (options.uid, options.gid), before_confinement)
+
+
+def go_into_background(log: Log) -> Parent:
+    """Returns in the daemon alone, with stdio and log where a daemon's belong. :raises Fatal: when there is no way."""
     try:
-        parent = None if options.nodaemon else detach(log)
+        parent = detach(log)
     except OSError as error:
-        source.close()
         raise Fatal(f"cannot go into the background: {error.strerror}; -n stays in the foreground") from None
-    if parent:
-        stdio.silence(0, 1, *([2] if log.to_syslog() else []))
-    try:
-        become_helper(directory, source, parent, log)
-    except Fatal as failure:
-        source.close()
-        if not parent:
-            raise
-        parent.failed(str(failure))
-        return 1
-    if parent:
-        parent.ready()
-    log.info(f"{__version__} started for {options.path}")
-    return serve_one(source, options.poll_us, stop, log)
+    stdio.silence(0, 1, *([2] if log.to_syslog() else []))
+    return parent
 
 
 def require_privileges() -> None:
@@ -101,7 +110,7 @@ def open_directory(path: str) -> int:
         raise Fatal(f"path {path}: {reason}: name the directory to export") from None
 
 
-def become_helper(directory: int, source: Listener | socket.socket, parent: Parent | None, log: Log) -> None:
+def become_helper(directory: int, source: Source, parent: Parent | None, log: Log) -> None:
     """Confine the process. :raises Fatal: when a stage fails."""
     keep = {source.fileno()} if isinstance(source, socket.socket) else source.descriptors()
     keep |= log.descriptors() | (parent.descriptors() if parent else set())
@@ -111,7 +120,7 @@ def become_helper(directory: int, source: Listener | socket.socket, parent: Pare
         raise Fatal(f"cannot confine itself: {failure}") from None
 
 
-def serve_one(source: Listener | socket.socket, poll_us: int, stop: Stop, log: Log) -> int:
+def serve_one(source: Source, poll_us: int, stop: Stop, log: Log) -> int:
     """Serve one connection to its end. :returns: the exit status."""
     session = Session(Export(), log)
     status = 0
@@ -138,7 +147,6 @@ def serve_one(source: Listener | socket.socket, poll_us: int, stop: Stop, log: L
         end, status = "ended by a bug", 1
     finally:
         stop.waiting = False
-        source.close()
     log.info(f"{end}; {summary(session)}")
     return status
 
@@ -206,6 +214,8 @@ def user(text: str) -> int:
     """An argparse type: a user by name or number, as a uid."""
     if text.isascii() and text.isdigit():
         return number("user", MAX_ID)(text)
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: give a user, by name or number")
     import pwd  # only where a name has to be looked up
 
     try:
@@ -218,6 +228,8 @@ def group(text: str) -> int:
     """An argparse type: a group by name or number, as a gid."""
     if text.isascii() and text.isdigit():
         return number("group", MAX_ID)(text)
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: give a group, by name or number")
     import grp  # as above
 
     try:

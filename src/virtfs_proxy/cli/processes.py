@@ -2,7 +2,11 @@
 """The processes of `virtfs run`: the user QEMU runs as, how each is started, and how they end together.
 
 Nothing here keeps a list of what to kill. The helper ends with the end of its connection, and the kernel
-kills QEMU when the launcher dies; so it holds for SIGKILL too, and from the first instant on.
+kills QEMU when the launcher dies; so it holds for SIGKILL too, and from the first instant on. What QEMU itself has
+forked becomes the launcher's child (PR_SET_CHILD_SUBREAPER) and is ended by it; a launcher that is killed can't.
+
+QEMU is hostile, and the terminal is root's: in a session of its own QEMU can neither type there (TIOCSTI) nor paste
+(TIOCLINUX), since both want the terminal to be the caller's controlling one (drivers/tty/tty_io.c).
 """
 
 import os
@@ -12,9 +16,9 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, Final, NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 from virtfs_proxy import linux
 
@@ -34,6 +38,9 @@ SETTLE_S: Final = 1.0
 GRACE_S: Final = 10.0
 """Seconds from SIGTERM to SIGKILL."""
 
+LEFT_S: Final = 2.0
+"""Seconds that what QEMU leaves behind has from SIGTERM to SIGKILL, and again from that to being given up."""
+
 FORWARDED: Final = frozenset(
     (
         signal.SIGHUP,
@@ -46,9 +53,9 @@ FORWARDED: Final = frozenset(
         signal.SIGCONT,
     )
 )
-# The terminal sends these to its whole foreground process group, thus to QEMU too. SIGHUP it sends to the
-# session's leader alone, which the launcher may be.
-_TO_THE_GROUP: Final = frozenset((signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH))
+# A stopped launcher that gets one of these has to end, in the background too.
+_ENDING: Final = frozenset((signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM))
+_HELD: Final = FORWARDED | {signal.SIGCHLD, signal.SIGTSTP}
 
 
 def say(text: str) -> None:
@@ -164,12 +171,15 @@ def start_helper(command: Sequence[str], descriptor: int) -> Process:
     return _start(command, death, None, pass_fds=(descriptor,), start_new_session=True, **stdio)
 
 
-def start_qemu(command: Sequence[str], user: Identity, descriptor: int) -> Process:
+def start_qemu(command: Sequence[str], user: Identity, descriptor: int, *, reads: bool) -> Process:
     """Start QEMU as the user, with the descriptor and whatever the caller lets it inherit (tap,fd=3).
 
+    :param reads: whether it gets stdin; else /dev/null.
     :raises RunError: when it can't be run.
     """
-    return _start(command, _BeforeExec(signal.SIGKILL, descriptor), user, close_fds=False)
+    stdin = None if reads else subprocess.DEVNULL
+    before = _BeforeExec(signal.SIGKILL, descriptor)
+    return _start(command, before, user, close_fds=False, start_new_session=True, stdin=stdin)
 
 
 def complete_stdio() -> None:
@@ -191,12 +201,13 @@ def default_signals() -> None:
 
 def hold_signals() -> None:
     """Keep signals pending for :func:`watch`, from before QEMU starts: none is lost, none ends us."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED | {signal.SIGCHLD})
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
 
 
-def watch(qemu: Process, helper: Process) -> int:
+def watch(qemu: Process, helper: Process, terminal: "Terminal", spared: frozenset[int]) -> int:
     """Forward signals to QEMU until it ends; end it when the helper ends first.
 
+    :param spared: children that are none of ours, from :func:`adopt`.
     :returns: QEMU's exit status, as a shell tells it; 1 when the helper was lost.
     """
     steps: list[tuple[float, signal.Signals]] = []
@@ -206,6 +217,7 @@ def watch(qemu: Process, helper: Process) -> int:
             lost = True
             settled = time.monotonic() + SETTLE_S
             steps = [(settled, signal.SIGTERM), (settled + GRACE_S, signal.SIGKILL)]
+        _reap(spared | {qemu.pid, helper.pid})
         wait = max(0.0, steps[0][0] - time.monotonic()) if steps else None
         if wait == 0.0:
             _, number = steps.pop(0)
@@ -213,20 +225,90 @@ def watch(qemu: Process, helper: Process) -> int:
                 say(f"error: the helper {ending(helper.returncode)} while QEMU ran: ending QEMU")
             qemu.send_signal(number)
             continue
-        _forward(qemu, wait)
+        _forward(qemu, terminal, wait)
     # A step taken is a QEMU that did not end by itself.
     return 1 if lost and len(steps) < 2 else as_shell(qemu.returncode)
 
 
-def _forward(qemu: Process, timeout: float | None) -> None:
-    """Wait for a signal, or the end of a child, and pass it on unless QEMU has had it from the terminal."""
-    awaited = FORWARDED | {signal.SIGCHLD}
-    info = signal.sigwaitinfo(awaited) if timeout is None else signal.sigtimedwait(awaited, timeout)
+def _forward(qemu: Process, terminal: "Terminal", timeout: float | None) -> None:
+    """Wait for a signal, or the end of a child, and pass it on: the terminal's too reach the launcher alone."""
+    info = signal.sigwaitinfo(_HELD) if timeout is None else signal.sigtimedwait(_HELD, timeout)
     if info is None or info.si_signo == signal.SIGCHLD:
         return
-    from_kernel = info.si_code > 0  # SI_KERNEL; what kill(2) and its kin send is 0 or negative
-    if not (from_kernel and info.si_signo in _TO_THE_GROUP):
+    if info.si_signo == signal.SIGTSTP:
+        _stop(qemu, terminal)
+    else:
         qemu.send_signal(info.si_signo)
+
+
+def _stop(qemu: Process, terminal: "Terminal") -> None:
+    """Stop QEMU and then the launcher, as ^Z does any program, until a shell brings them to the foreground.
+
+    QEMU would ignore SIGTSTP: the kernel has it for process groups that a shell can continue. Nor is a process of
+    another session kept from reading the terminal in the background, so that QEMU stands still there.
+    """
+    qemu.send_signal(signal.SIGSTOP)
+    qemus = terminal.modes()
+    terminal.set(terminal.saved)
+    number = signal.SIGTSTP
+    while _stopped_by(number) and terminal.elsewhere():
+        if qemu.poll() is not None or signal.sigpending() & _ENDING:
+            break
+        number = signal.SIGTTIN
+    terminal.set(qemus)
+    qemu.send_signal(signal.SIGCONT)
+
+
+def _stopped_by(number: signal.Signals) -> bool:
+    """Take the signal's default action. :returns: whether that was to stop, until SIGCONT."""
+    os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    return signal.sigtimedwait({signal.SIGCONT}, 0) is not None
+
+
+def adopt() -> frozenset[int]:
+    """Become the parent of every descendant whose own one dies.
+
+    :returns: the children that the launcher has already, as from a shell that has executed it.
+    :raises RunError: when the kernel does not list them.
+    """
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        return frozenset(_children())
+    except OSError as error:
+        raise RunError(f"{error.filename}: {error.strerror}: mount /proc of a kernel with PROC_CHILDREN") from None
+
+
+def _children() -> list[int]:
+    """The children of this process, which has one thread (proc(5))."""
+    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+        return [int(pid) for pid in file.read().split()]
+
+
+def _reap(spared: frozenset[int]) -> set[int]:
+    """Wait for the children that have ended. :returns: those, of all but the spared, that have not."""
+    left = set(_children()) - spared
+    return {pid for pid in left if os.waitpid(pid, os.WNOHANG)[0] == 0}
+
+
+def end_orphans(spared: frozenset[int]) -> None:
+    """End all children but the spared, and all of their descendants: SIGTERM, after LEFT_S SIGKILL.
+
+    Children alone are signalled, whose numbers can't be another's until they are waited for. What they leave is a
+    child before they can be waited for, so that none left is none hidden.
+    """
+    kill = time.monotonic() + LEFT_S
+    asked: set[int] = set()
+    while left := _reap(spared):
+        now = time.monotonic()
+        if now >= kill + LEFT_S:
+            say(f"error: still there of what QEMU has started: {' '.join(map(str, sorted(left)))}")
+            return
+        for pid in left if now >= kill else left - asked:
+            os.kill(pid, signal.SIGKILL if now >= kill else signal.SIGTERM)
+        asked = left
+        signal.sigtimedwait({signal.SIGCHLD}, 0.05)
 
 
 def end(helper: Process) -> None:
@@ -238,6 +320,14 @@ def end(helper: Process) -> None:
             helper.wait(timeout=GRACE_S / 2)
             return
     say(f"error: the helper, process {helper.pid}, hangs in the kernel and ends when that lets it")
+
+
+def end_all(helper: Process, spared: frozenset[int]) -> None:
+    """End what is left, QEMU's side first: it may hold the helper's connection open."""
+    spared |= {helper.pid}
+    end_orphans(spared)
+    end(helper)
+    end_orphans(spared)
 
 
 def ending(status: int) -> str:
@@ -255,18 +345,42 @@ def as_shell(status: int) -> int:
     return status if status >= 0 else 128 - status
 
 
-@contextmanager
-def terminal_restored() -> Iterator[None]:
-    """Give the terminal back as it was: a QEMU that is killed leaves it raw and non-blocking."""
-    try:
-        attributes, blocking = termios.tcgetattr(0), os.get_blocking(0)
-    except (termios.error, OSError):
-        yield
-        return
-    try:
-        yield
-    finally:
+Modes: TypeAlias = tuple[list[Any], bool]
+
+
+class Terminal:
+    """The terminal on stdin, given back as it was: a QEMU that is killed leaves it raw and non-blocking."""
+
+    def __init__(self) -> None:
+        self.lent = True
+        self.lent = not self.elsewhere()
+        self.saved = self.modes()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.set(self.saved)
+
+    def modes(self) -> Modes | None:
+        """Its attributes, and whether reads block; None where stdin is no terminal."""
+        try:
+            return termios.tcgetattr(0), os.get_blocking(0)
+        except (termios.error, OSError):
+            return None
+
+    def set(self, modes: Modes | None) -> None:
+        """Restore what :meth:`modes` returned, unless another job has the terminal."""
+        if modes is None:
+            return
         with suppress(termios.error, OSError):
             if os.tcgetpgrp(0) == os.getpgrp():
-                termios.tcsetattr(0, termios.TCSANOW, attributes)
-                os.set_blocking(0, blocking)
+                termios.tcsetattr(0, termios.TCSANOW, modes[0])
+                os.set_blocking(0, modes[1])
+
+    def elsewhere(self) -> bool:
+        """Whether it is QEMU's to read but another job has it; never where the launcher began in the background."""
+        try:
+            return self.lent and os.tcgetpgrp(0) != os.getpgrp()
+        except OSError:  # not the controlling terminal
+            return False

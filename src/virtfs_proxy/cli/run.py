@@ -136,8 +136,9 @@ def launch(options: Options) -> int:
     qemu = executable(options.qemu[0])
     processes.default_signals()
     device = choose_device(qemu, options.qemu[1:], lambda *arguments: processes.ask([qemu, *arguments], user))
+    spared = processes.adopt()
     near, far = socket.socketpair()
-    with near, far, processes.terminal_restored():
+    with near, far, processes.Terminal() as terminal:
         serve = ["-n", "-p", export, "-f", str(far.fileno())]
         helper = processes.start_helper([*options.helper, *serve], far.fileno())
         try:
@@ -146,12 +147,13 @@ def launch(options: Options) -> int:
             say(f"in the guest: {mount_line(options.tag)}")
             share = share_arguments(options.qemu[1:], device, options.tag, near.fileno())
             processes.hold_signals()
-            started = processes.start_qemu([qemu, *options.qemu[1:], *share], user, near.fileno())
+            command = [qemu, *options.qemu[1:], *share]
+            started = processes.start_qemu(command, user, near.fileno(), reads=terminal.lent)
             near.close()
-            return processes.watch(started, helper)
+            return processes.watch(started, helper, terminal, spared)
         finally:
             near.close()
-            processes.end(helper)
+            processes.end_all(helper, spared)
 
 
 def mount_line(tag: str) -> str:

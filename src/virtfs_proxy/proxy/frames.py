@@ -10,6 +10,19 @@ from virtfs_proxy.codec import FIXED, Request
 from virtfs_proxy.proxy.messages import HEADER, HEADER_SIZE, MAX_BODY, REQUESTS
 
 
+def _runs(row: Request) -> list[tuple[str, list[str], str]]:
+    """A frame's parts: struct codes, the expressions they pack, and the counted field behind them ('' for none)."""
+    runs = []
+    codes, values = HEADER, [str(row.opcode), "size_"]
+    for name, kind in row.items():
+        if kind in FIXED:
+            codes, values = codes + FIXED[kind], [*values, name]
+        else:
+            runs.append((codes + "H", [*values, f"len({name})"], name))
+            codes, values = HEADER[0], []
+    return [*runs, (codes, values, "")] if values else runs
+
+
 def _encoder(row: Request) -> Callable[..., bytes]:
     """Generate ``encode(*fields)``, which makes the whole frame of a row; tests hold it to codec.Fields.
 
@@ -18,26 +31,15 @@ def _encoder(row: Request) -> Callable[..., bytes]:
     """
     # An underscore keeps the names of the generated function clear of the fields' (a row has a field "size").
     space: dict[str, Any] = {"error_": struct.error}
-    parts: list[str] = []
-    codes, values, fixed, lengths = HEADER, [str(row.opcode), "size_"], -HEADER_SIZE, ""
-
-    def flush() -> None:
-        nonlocal fixed
+    parts, fixed, lengths = [], -HEADER_SIZE, ""
+    for n, (codes, values, counted) in enumerate(_runs(row)):
         packer = struct.Struct(codes)
+        space[f"pack{n}_"] = packer.pack
+        parts.append(f"pack{n}_({', '.join(values)})")
         fixed += packer.size
-        space[f"pack{len(parts)}_"] = packer.pack
-        parts.append(f"pack{len(parts)}_({', '.join(values)})")
-
-    for name, kind in row.items():
-        if kind in FIXED:
-            codes, values = codes + FIXED[kind], [*values, name]
-            continue
-        codes, values, lengths = codes + "H", [*values, f"len({name})"], f"{lengths} + len({name})"
-        flush()
-        parts.append(name)
-        codes, values = HEADER[0], []
-    if values:
-        flush()
+        if counted:
+            parts.append(counted)
+            lengths += f" + len({counted})"
     text = (
         f"def encode({', '.join(name for name, _ in row.items())}):\n"
         f" size_ = {fixed}{lengths}\n"

@@ -38,13 +38,6 @@ Success = Callable[[Any], bytes | int]
 Failure = Callable[[int], bytes]
 
 
-class _TooLong(Malformed):
-    """A reply that has no room in a body. The driver would drop one over MAX_BODY anyway."""
-
-    def __init__(self) -> None:
-        super().__init__(SHORT, f"the reply is longer than {MAX_BODY} bytes")
-
-
 def _status(errno: int) -> bytes:
     return _STATUS.pack(ERROR, 4, -errno)
 
@@ -61,7 +54,7 @@ def _sized(value: int | bytes) -> bytes:
 
 def _counted(value: bytes) -> bytes:
     if len(value) > MAX_BODY - 2:
-        raise _TooLong
+        raise OSError(SHORT, f"the reply is longer than {MAX_BODY} bytes")  # which the driver would not take anyway
     return _VALUE.pack(SUCCESS, 2 + len(value), len(value)) + value
 
 

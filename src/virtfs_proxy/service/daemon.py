@@ -43,6 +43,7 @@ def detach(log: Log) -> Parent:
 
     :raises OSError: as pipe(2) and fork(2).
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, the child's status could not be asked for
     reading, writing = os.pipe()
     child = os.fork()
     if child:

@@ -25,7 +25,7 @@ def errno_of(error: Exception, log: Log) -> int:
         return errno.EINVAL
     if isinstance(error, MemoryError):
         return errno.ENOMEM
-    log.error(f"bug: {type(error).__name__}: {error} at {whereabouts(error)}")
+    log.bug(f"{type(error).__name__}: {error} at {whereabouts(error)}")
     return errno.EIO
 
 

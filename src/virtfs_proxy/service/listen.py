@@ -4,8 +4,8 @@
 import os
 import socket
 import stat
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
 from virtfs_proxy.service import stdio
@@ -29,7 +29,11 @@ class Listener:
     ) -> None:
         shown = os.fsdecode(path)
         if len(path) > MAX_SOCKET_PATH:
-            raise Fatal(f"socket path is {len(path)} bytes long, the kernel takes {MAX_SOCKET_PATH}: {shown}")
+            raise Fatal(
+                f"socket path is {len(path)} bytes long, the kernel takes {MAX_SOCKET_PATH}; choose a shorter one: {shown}"
+            )
+        if not os.path.basename(path):
+            raise Fatal(f"socket {shown!r} has no name: give the path of a file that does not exist yet")
         if os.path.lexists(path):
             raise Fatal(f"socket {shown} already exists: remove it if no helper is using it, or choose another name")
         directory, self._name = os.path.split(path)
@@ -39,23 +43,27 @@ class Listener:
             self._directory = os.open(directory or b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             self.socket.close()
-            raise Fatal(f"cannot make socket {shown}: directory: {error.strerror}") from None
+            where = os.fsdecode(directory)
+            raise Fatal(
+                f"cannot make socket {shown}: {where}: {error.strerror}; name a directory that exists"
+            ) from None
         try:
-            self._bind(path, owner, as_owner)
+            self._bind(owner, as_owner)
             self.socket.listen(1)
         except OSError as error:
             self.close()
             raise Fatal(f"cannot make socket {shown}: {error.strerror}") from None
 
     def _bind(
-        self, path: bytes, owner: tuple[int, int], as_owner: Callable[[tuple[int, int]], AbstractContextManager[None]]
+        self, owner: tuple[int, int], as_owner: Callable[[tuple[int, int]], AbstractContextManager[None]]
     ) -> None:
         # bind(2) makes the file with the mode of the socket's own inode, as whoever calls: the name belongs to its
         # owner alone from the first instant on (unix_bind_bsd in the kernel's net/unix/af_unix.c).
         os.fchmod(self.socket.fileno(), 0o600)
-        with as_owner(owner):
-            self.socket.bind(path)
-        # From here on through a descriptor of the file: the owner of the directory could swap the name for a link.
+        # The directory is the one that was opened, and the file is held by a descriptor from here on: whoever owns a
+        # directory on the way could put links in their places.
+        with _standing_in(self._directory), as_owner(owner):
+            self.socket.bind(self._name)
         held = os.open(self._name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
         try:
             made = os.fstat(held)
@@ -95,6 +103,19 @@ class Listener:
     def descriptors(self) -> set[int]:
         """What must stay open for :meth:`accept` and :meth:`close` to work."""
         return {self.socket.fileno(), self._directory}
+
+
+@contextmanager
+def _standing_in(directory: int) -> Iterator[None]:
+    back = os.open(b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fchdir(directory)
+        try:
+            yield
+        finally:
+            os.fchdir(back)
+    finally:
+        os.close(back)
 
 
 def inherited(fd: int) -> socket.socket:

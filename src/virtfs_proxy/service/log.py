@@ -17,8 +17,10 @@ DEBUG: Final = 7
 LEVELS: Final = {"error": ERROR, "warning": WARNING, "info": INFO, "debug": DEBUG}
 LOG_DAEMON: Final = 3 << 3
 SYSLOG_SOCKET: Final = b"/dev/log"
-REFUSALS: Final = 20
-"""Refused requests that are logged one by one; the rest are counted: a guest must not fill the host's disk."""
+LIMIT: Final = 20
+"""Refused requests, and bugs, that are logged one by one; the rest are counted: a guest must not fill the disk."""
+
+_LAST: Final = "; later ones are counted only"
 
 
 class Log:
@@ -32,6 +34,7 @@ class Log:
         self.name = name
         self.level = level
         self.refused = 0
+        self.bugs = 0
         self._syslog: socket.socket | None = None
 
     def to_syslog(self, path: bytes = SYSLOG_SOCKET) -> bool:
@@ -72,13 +75,19 @@ class Log:
     def refusal(self, text: str) -> None:
         """A request that no honest peer sends: the first ones in full, the rest as a count."""
         self.refused += 1
-        if self.refused <= REFUSALS:
-            last = "; later ones are counted only" if self.refused == REFUSALS else ""
-            self.warning(f"refused: {text}{last}")
+        if self.refused <= LIMIT:
+            self.warning(f"refused: {text}{_LAST if self.refused == LIMIT else ''}")
+
+    def bug(self, text: str) -> None:
+        """An exception that no request should be able to raise; bounded likewise."""
+        self.bugs += 1
+        if self.bugs <= LIMIT:
+            self.error(f"bug: {text}{_LAST if self.bugs == LIMIT else ''}")
 
     def _emit(self, priority: int, text: str) -> None:
         if not text.isprintable():  # a peer's name must not forge a line, or steer a terminal
-            text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+            # ascii() and not a codec: one would have to be imported, from where the guest writes.
+            text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
         line = text.encode("utf-8", "backslashreplace")
         try:
             if self._syslog:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGTERM and SIGINT: an end between two requests, never within one."""
+"""SIGTERM, SIGINT and SIGHUP: an end between two requests, never within one."""
 
 import signal
 from types import FrameType
@@ -22,10 +22,11 @@ class Stop:
         self.waiting = False
         self.pending = ""
 
-    def install(self, *numbers: signal.Signals) -> None:
-        """Catch signals from now on."""
-        for number in numbers or (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._arrived)
+    def install(self) -> None:
+        """Catch the signals from now on; SIGHUP only where it is not ignored, as under nohup(1)."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._arrived)
 
     def wait(self) -> None:
         """From here on a signal raises, until ``waiting`` is False again. :raises Stopped: for one that came before."""

@@ -3,6 +3,14 @@
 
 One receive brings a whole request where the peer waits for replies; more than one request in a receive, or less, is
 served just as well.
+
+Taking a message off the queue wakes its sender, as if it had waited for room (unix_write_space in the kernel's
+net/unix/af_unix.c). Where peer and service have a CPU each, that wake-up comes too early, and the peer goes to sleep
+again: a fifth of a round trip. So the loop looks at a request (MSG_PEEK), and takes it off when its reply is at hand.
+On one CPU the second call costs more than it saves.
+
+What is received is a fresh object of the largest size: it costs no more than a slice of a buffer that stays, as malloc
+has the same memory at hand again and takes back what was not filled.
 """
 
 import errno
@@ -64,18 +72,12 @@ def serve(connection: socket.socket, protocol: Protocol, poll: Poll, stop: Stop)
     frames, limit = _answering(connection, protocol, stop), protocol.limit
     rest = b""
     while True:
-        # Taking a message off the queue wakes its sender, as if it had waited for room (unix_write_space in the
-        # kernel's net/unix/af_unix.c). With a CPU for each, that wake-up comes too early, and the peer goes to sleep
-        # again: a fifth of a round trip. So look at the request, and take it off when its reply is at hand. On one
-        # CPU the second call costs more than it saves.
         peek = _MSG_PEEK if look and not rest else 0
         stop.waiting = True  # stop.wait(), without a call where no signal has come
         if stop.pending:
             stop.wait()
         if look:
             look()
-        # A fresh object of the limit costs no more than a slice of a buffer that stays: malloc has the same memory
-        # at hand again, and takes back what was not filled.
         data = receive(limit, peek)
         stop.waiting = False
         if not data:
@@ -84,8 +86,7 @@ def serve(connection: socket.socket, protocol: Protocol, poll: Poll, stop: Stop)
         answered = frames(data, peek)
         if not peek:
             rest = data[answered:]
-        elif not answered:
-            # No whole request: take it off, or looking again would find the same.
+        elif not answered:  # no whole request: off with it, or looking again would find the same
             rest = receive(len(data), _MSG_WAITALL)
     if rest:
         raise Hangup(f"peer left within a request, after {len(rest)} bytes of it")
@@ -112,11 +113,10 @@ def _answering(connection: socket.socket, protocol: Protocol, stop: Stop) -> Cal
             start += length
             if isinstance(reply, int):
                 _pass(connection, reply, protocol, stop)
-                if queued:
-                    receive(length, _MSG_WAITALL)
-                continue
-            if queued:  # before a reply of bytes and after a descriptor, which takes longer to send: both measured
+            if queued:  # before a reply of bytes, after a descriptor, which takes longer to send: both measured
                 receive(length, _MSG_WAITALL)
+            if isinstance(reply, int):
+                continue
             try:
                 sent = send(reply)
             except BlockingIOError:

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `virtfs client` makes of words, and shows of numbers; tests/system runs it on a helper."""
 
+import errno
+import io
 import os
 import pwd
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -16,7 +20,7 @@ from virtfs_proxy import __version__
 from virtfs_proxy.cli import virtfs
 from virtfs_proxy.cli.client import listing, session
 from virtfs_proxy.cli.client import main as client
-from virtfs_proxy.proxy.client import Stat, StatFS
+from virtfs_proxy.proxy.client import ProxyClient, Stat, StatFS
 
 STAT = Stat(65024, 7, 1, stat.S_IFREG | 0o4750, 0, 4_000_000, 0, 1234, 4096, 8, 0, 1_000_000_007, 2)
 
@@ -50,6 +54,10 @@ def test_a_terminal_is_shown_nothing_that_steers_it(name: bytes, text: str) -> N
         (1024**2 - 1, "1.0M"),
         (5 * 1024**3, "5.0G"),
         (2**62, "4.0E"),
+        (2**64 - 1, "16E"),
+        (2**63 * 2**64, "134217728Q"),  # what a STATFS can say
+        (-1536, "-1.5K"),
+        (-1, "-1"),
     ],
 )
 def test_human_sizes(size: int, text: str) -> None:
@@ -91,9 +99,6 @@ def test_modes_are_what_chmod_makes_of_them(tmp_path: Path, kind: str, before: i
 
 @pytest.mark.parametrize("text", ["", "8", "77777", "u", "u+q", "u+r,", "x+r", "u+rg", "u+ug", "0x1", "-1"])
 def test_what_is_no_mode(text: str) -> None:
-    if text in {"+-"}:  # two actions that change nothing, for chmod too
-        assert listing.new_mode(text, 0o644, 0) == 0o644
-        return
     with pytest.raises(ValueError, match="invalid mode"):
         listing.new_mode(text, 0, 0)
 
@@ -119,6 +124,35 @@ def test_df_counts_as_df_does() -> None:
     fs = StatFS(0, 4096, 1000, 300, 200, 0, 0, 0, 0, 255, 4096)
     assert listing.space(fs, str) == ["4096000", "2867200", "819200", "78%"]
     assert listing.space(StatFS(*[0] * 11), str) == ["0", "0", "0", "-"]
+
+
+HUGE, LOW = 2**64 - 1, -(2**63)
+
+
+@pytest.mark.parametrize(
+    ("fs", "columns"),
+    [
+        (StatFS(0, HUGE >> 1, HUGE, 0, HUGE, 0, 0, 0, 0, 0, HUGE >> 1), [*["134217728Q"] * 3, "50%"]),
+        (StatFS(0, 1024, 0, HUGE, HUGE, 0, 0, 0, 0, 0, 0), ["0", "-16Z", "16Z", "-"]),
+        (StatFS(0, 1024, 1, 2, 0, 0, 0, 0, 0, 0, 0), ["1.0K", "-1.0K", "0", "-"]),
+        (StatFS(LOW, LOW, 10, 5, 5, HUGE, HUGE, LOW, LOW, LOW, LOW), ["0", "0", "0", "50%"]),
+        (StatFS(0, 1024, 10, 5, 5, 0, 0, 0, 0, 0, -1), ["10K", "5.0K", "5.0K", "50%"]),
+    ],
+    ids=["all huge", "all free", "more free than there is", "negative sizes", "one negative size"],
+)
+def test_df_shows_whatever_a_helper_says(fs: StatFS, columns: list[str]) -> None:
+    assert listing.space(fs, listing.human) == columns
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFCHR, stat.S_IFREG, 0xFFFF_0000])
+@pytest.mark.parametrize("number", [0, HUGE])
+def test_ls_and_stat_show_whatever_a_helper_says(kind: int, number: int) -> None:
+    uid = number & 0xFFFFFFFF
+    for ns in (LOW * 1_000_000_000, HUGE * 1_000_000_001):
+        st = Stat._make([number] * 3 + [kind | 0o7777, uid, uid] + [number] * 4 + [ns] * 3)
+        assert f"Inode: {number} " in listing.sheet("x", st)
+        assert listing.row(st, numeric=True)[1:4] == [str(number), str(uid), str(uid)]
+        assert listing.row(st)[1] == str(number)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +228,50 @@ def test_the_second_signal_does_not_wait() -> None:
         signalled(2, done)
     assert not done
     signalled(0, done)
+
+
+@pytest.mark.parametrize(
+    ("function", "times", "left"),
+    [
+        ((tempfile, "mkstemp"), 1, {"f": b"old"}),
+        ((os, "fchmod"), 1, {"f": b"old"}),
+        ((os, "replace"), 1, {"f": b"new"}),
+        ((os, "replace"), 2, {"f": b"new"}),  # the second isn't held
+        ((os, "unlink"), 1, {"f": b"old"}),
+    ],
+    ids=["made", "copied", "renamed", "renamed, twice", "removed"],
+)
+def test_get_interrupted_anywhere_leaves_one_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: tuple[Any, str], times: int, left: dict[str, bytes]
+) -> None:
+    """The signal comes just after what the function does."""
+    (tmp_path / "f").write_bytes(b"old")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/f").write_bytes(b"new")
+
+    class Export:
+        def open(self, path: bytes, flags: int) -> io.FileIO:
+            return io.FileIO(tmp_path / "source" / os.fsdecode(path), opener=lambda name, _: os.open(name, flags))
+
+    module, name = function
+    original = getattr(module, name)
+
+    def then_signals(*arguments: Any, **options: Any) -> Any:
+        result = original(*arguments, **options)
+        for _ in range(times):
+            session.Signals.arrived(signal.SIGTERM, None)
+        return result
+
+    def disk_full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if name == "unlink":  # it has a reason to tidy up
+        monkeypatch.setattr(os, "fchmod", disk_full)
+    monkeypatch.setattr(module, name, then_signals)
+    with pytest.raises(session.Interrupted) as raised:
+        client.get_file(cast("ProxyClient", Export()), b"f", os.fsencode(tmp_path / "f"))
+    assert raised.value.signum == signal.SIGTERM
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == left
 
 
 @pytest.mark.parametrize(("argv", "status"), [(["--help"], 0), (["--version"], 0), ([], 2), (["frob"], 2)])

@@ -295,7 +295,7 @@ processes.SETTLE_S = processes.GRACE_S = 0.1
 processes.hold_signals()
 qemu = subprocess.Popen(["sh", "-c", sys.argv[1]], preexec_fn=lambda: processes.signal.pthread_sigmask(2, ()))
 helper = subprocess.Popen(["sh", "-c", sys.argv[2]])
-status = processes.watch(qemu, helper)
+status = processes.watch(qemu, helper, processes.Terminal(), frozenset())
 print(status, qemu.returncode)
 helper.kill()
 helper.wait()
@@ -342,3 +342,37 @@ def test_the_end_of_the_helper_within_that_of_qemu_is_none_of_its_own() -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert (done.stdout.strip(), done.stderr) == ("5 5", "")
+
+
+ORPHANS = """
+import os, subprocess, sys, time
+from virtfs_proxy.cli import processes
+processes.LEFT_S = 0.5
+mine = subprocess.Popen(["sleep", "60"])
+spared = processes.adopt()
+processes.hold_signals()
+subprocess.run(["sh", "-c", sys.argv[1]], check=True, preexec_fn=lambda: processes.signal.pthread_sigmask(2, ()))
+deadline = time.monotonic() + 30
+while len(processes._children()) < 2 and time.monotonic() < deadline:
+    time.sleep(0.01)
+processes.end_orphans(spared)
+print(processes._children() == [mine.pid], mine.poll())
+mine.kill()
+mine.wait()
+"""
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "sleep 60 &",
+        "setsid sleep 60 &",
+        "(trap '' TERM; exec sleep 60) &",
+        "(sleep 60 & sleep 60 & wait) &",
+        "setsid sh -c 'kill -STOP $$' &",
+    ],
+)
+def test_what_a_child_leaves_is_ended_and_an_inherited_child_is_not(lines: str) -> None:
+    command = [sys.executable, "-c", ORPHANS, lines]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("True None", "")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from virtfs_proxy.service.log import DEBUG, ERROR, INFO, LEVELS, REFUSALS, WARNING, Log
+from virtfs_proxy.service.log import DEBUG, ERROR, INFO, LEVELS, LIMIT, WARNING, Log
 
 
 @pytest.fixture
@@ -71,14 +71,14 @@ def test_without_a_syslog_it_stays_with_stderr(tmp_path: Path, capfd: pytest.Cap
 
 def test_refusals_are_bounded(capfd: pytest.CaptureFixture[str]) -> None:
     log = Log("name")
-    for n in range(10 * REFUSALS):
+    for n in range(10 * LIMIT):
         log.refusal(f"number {n}")
     lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == REFUSALS
+    assert len(lines) == LIMIT
     assert lines[0] == "name: refused: number 0"
     assert "counted only" in lines[-1]
     assert "counted only" not in lines[-2]
-    assert log.refused == 10 * REFUSALS
+    assert log.refused == 10 * LIMIT
 
 
 FORGED = "first\nname: second\r<11>third\x1b[2J\0\x07\x9b2J\u2028end"

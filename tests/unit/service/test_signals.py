@@ -55,11 +55,16 @@ def test_a_second_signal_does_not_disturb_the_end(stop: Stop) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def test_other_signals_can_be_named(stop: Stop) -> None:
-    stop.install(signal.SIGUSR1)
+def test_a_hangup_ends_it_unless_it_is_ignored(stop: Stop) -> None:
+    """nohup(1) ignores it for whoever is started under it."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop.install()
     stop.wait()
-    with pytest.raises(Stopped, match="SIGUSR1"):
-        signal.raise_signal(signal.SIGUSR1)
+    signal.raise_signal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    stop.install()
+    with pytest.raises(Stopped, match="SIGHUP"):
+        signal.raise_signal(signal.SIGHUP)
 
 
 def test_a_signal_ends_a_receive_that_sleeps(stop: Stop) -> None:

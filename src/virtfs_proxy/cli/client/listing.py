@@ -65,14 +65,15 @@ def owner(text: str) -> tuple[int, int]:
 
 
 def human(size: int) -> str:
-    """A number of bytes in at most four characters and a unit: 512, 1.5K, 20G."""
-    value, units = float(size), iter("KMGTPE")
+    """A number of bytes in at most four characters and a unit: 512, 1.5K, 20G; longer only where no unit is left."""
+    if size < 0:
+        return f"-{human(-size)}"
     if size < 1024:
         return str(size)
-    unit = ""
-    while value >= 1023.5:
-        value, unit = value / 1024, next(units)
-    return f"{value:.1f}{unit}" if value < 9.95 else f"{value:.0f}{unit}"
+    value, units = size / 1024, "KMGTPEZYRQ"
+    while value >= 1023.5 and units[1:]:
+        value, units = value / 1024, units[1:]
+    return f"{value:.1f}{units[0]}" if value < 9.95 else f"{value:.0f}{units[0]}"
 
 
 def moment(ns: int, *, full: bool = False) -> str:
@@ -127,11 +128,14 @@ def sheet(name: str, st: Stat) -> str:
 
 
 def space(fs: StatFS, show: Callable[[int], str]) -> list[str]:
-    """The columns of df(1): size, used, available, use% (of what others than root may use)."""
-    unit = fs.f_frsize or fs.f_bsize
+    """The columns of df(1): size, used, available, use% (of what others than root may use).
+
+    The helper may say anything: as in df(1), used is negative where more is free than there is, and has no share.
+    """
+    unit = max(fs.f_frsize, 0) or max(fs.f_bsize, 0)
     used = fs.f_blocks - fs.f_bfree
     whole = used + fs.f_bavail
-    share = f"{-(-100 * used // whole)}%" if whole else "-"
+    share = f"{-(-100 * used // whole)}%" if whole > 0 and used >= 0 else "-"
     return [show(fs.f_blocks * unit), show(used * unit), show(fs.f_bavail * unit), share]
 
 

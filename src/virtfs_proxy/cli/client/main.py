@@ -143,14 +143,21 @@ def get_file(client: ProxyClient, path: bytes, local: bytes) -> None:
     """Fetch a file to a temporary name, and to its own once it is whole."""
     with open_regular(client, path) as source:
         parent, name = os.path.split(local)
-        fd, part = tempfile.mkstemp(prefix=b".%b." % name[:200], dir=parent or b".")
+        part = b""
         try:
+            with Signals.hold():
+                fd, part = tempfile.mkstemp(prefix=b".%b." % name[:200], dir=parent or b".")
             with io.FileIO(fd, "w") as sink:
                 pump(source, sink, path)
                 os.fchmod(fd, os.fstat(source.fileno()).st_mode & 0o777 & ~umask())
-            os.replace(part, local)
+            with Signals.hold():
+                os.replace(part, local)
+                part = b""
         except BaseException:
-            os.unlink(part)
+            # Suppressed, for what is raised here would hide what ended the copy; a second signal isn't held.
+            with Signals.hold(), contextlib.suppress(OSError):
+                if part:
+                    os.unlink(part)
             raise
 
 
