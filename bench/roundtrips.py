@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final, NamedTuple
 
-from bench.measure import Others, commands, helper, operations, options, sample_tree, usage
+from bench.measure import FILE, Others, commands, helper, operations, options, sample_tree, usage
 
 TARGETS: Final = {"all": 0.65, "one": 1.25}
 CREATE_REMOVE_TARGET: Final = 0.8  # with all CPUs: two requests, one of them with four changes of identity
@@ -33,6 +33,9 @@ LIMIT_S: Final = 600
 SETTLE_S: Final = 0.002
 """Longer than a helper polls: the scheduler's count is exact once it sleeps."""
 
+
+WARM_UP: Final = 3000
+"""Requests to each helper before the first round."""
 
 SLICE: Final = 250
 """Requests to one helper before the other's turn: a busy moment of the machine meets both."""
@@ -97,6 +100,9 @@ def run(setting: str, chosen: dict[str, list[str]], root: Path, rounds: int, req
     results: Results = {}
     names = list(chosen)
     with cpus(setting), helper(chosen[names[0]], root) as one, helper(chosen[names[1]], root) as other:
+        for client in (one, other):  # until the scheduler has found them a place
+            for _ in range(WARM_UP):
+                client[0].lstat(FILE)
         tables = {name: (operations(client), pid) for name, (client, pid) in zip(names, (one, other), strict=True)}
         for number in range(rounds):
             order = names if number % 2 == 0 else names[::-1]

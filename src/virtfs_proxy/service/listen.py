@@ -29,9 +29,8 @@ class Listener:
     ) -> None:
         shown = os.fsdecode(path)
         if len(path) > MAX_SOCKET_PATH:
-            raise Fatal(
-                f"socket path is {len(path)} bytes long, the kernel takes {MAX_SOCKET_PATH}; choose a shorter one: {shown}"
-            )
+            long = f"{len(path)} bytes long, the kernel takes {MAX_SOCKET_PATH}; choose a shorter one"
+            raise Fatal(f"socket path is {long}: {shown}")
         if not os.path.basename(path):
             raise Fatal(f"socket {shown!r} has no name: give the path of a file that does not exist yet")
         if os.path.lexists(path):
