@@ -91,22 +91,37 @@ def answer(session: Session, frame: bytes) -> bytes | int:
     :returns: the reply's bytes, or an open descriptor to pass with FD_VALID; whoever calls closes it.
     :raises Hangup: for a type that is no request: the protocol has no reply for it.
     """
-    opcode = _unpack_header(frame)[0]
-    try:
-        row, call, success, failure = _TABLE[opcode]
-    except KeyError:
-        raise stream.Hangup(f"unknown request type {opcode}") from None
-    session.counts[opcode] += 1
-    try:
-        return success(call(session, frame, HEADER_SIZE))
-    except Exception as error:  # noqa: BLE001 - errno_of tells a bug from the rest, and logs it
-        session.errors += 1
-        code = errno_of(error, session.log)
-        if isinstance(error, Malformed):
-            session.log.refusal(f"{row.name}: {error}")
-        elif session.log.level >= DEBUG:
-            session.log.debug(f"{row.name}: {error}")
-        return failure(code)
+    return answering(session)(frame)
+
+
+def answering(session: Session) -> Callable[[bytes], bytes | int]:
+    """:func:`answer` for one session. A closure costs a call less a request than a partial or a lambda would."""
+    table, unpack, counts = _TABLE, _unpack_header, session.counts
+
+    def answer(frame: bytes) -> bytes | int:
+        opcode = unpack(frame)[0]
+        try:
+            row, call, success, failure = table[opcode]
+        except KeyError:
+            raise stream.Hangup(f"unknown request type {opcode}") from None
+        counts[opcode] += 1
+        try:
+            return success(call(session, frame, HEADER_SIZE))
+        except Exception as error:  # noqa: BLE001 - errno_of tells a bug from the rest, and logs it
+            return failure(_refusal(session, row, error))
+
+    return answer
+
+
+def _refusal(session: Session, row: Request, error: Exception) -> int:
+    """The errno for an exception, which is counted and logged."""
+    session.errors += 1
+    code = errno_of(error, session.log)
+    if isinstance(error, Malformed):
+        session.log.refusal(f"{row.name}: {error}")
+    elif session.log.level >= DEBUG:
+        session.log.debug(f"{row.name}: {error}")
+    return code
 
 
 def serve(session: Session, connection: socket.socket, poll: Poll, stop: Stop) -> None:
@@ -116,7 +131,7 @@ def serve(session: Session, connection: socket.socket, poll: Poll, stop: Stop) -
         extra=HEADER_SIZE,
         header=HEADER_SIZE,
         limit=HEADER_SIZE + MAX_BODY,
-        answer=lambda frame: answer(session, frame),
+        answer=answering(session),
         passing=_INT.pack(FD_VALID),
         not_passed=_number,
     )
