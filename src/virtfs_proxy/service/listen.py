@@ -42,7 +42,7 @@ class Listener:
             self._directory = os.open(directory or b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             self.socket.close()
-            where = os.fsdecode(directory)
+            where = os.fsdecode(directory or b".")
             raise Fatal(
                 f"cannot make socket {shown}: {where}: {error.strerror}; name a directory that exists"
             ) from None
