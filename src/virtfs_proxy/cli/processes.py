@@ -217,7 +217,7 @@ def watch(qemu: Process, helper: Process, terminal: "Terminal", spared: frozense
             lost = True
             settled = time.monotonic() + SETTLE_S
             steps = [(settled, signal.SIGTERM), (settled + GRACE_S, signal.SIGKILL)]
-        _reap(spared | {qemu.pid, helper.pid})
+        _reap(_children() - spared - {qemu.pid, helper.pid})
         wait = max(0.0, steps[0][0] - time.monotonic()) if steps else None
         if wait == 0.0:
             _, number = steps.pop(0)
@@ -280,27 +280,27 @@ def adopt() -> frozenset[int]:
         raise RunError(f"{error.filename}: {error.strerror}: mount /proc of a kernel with PROC_CHILDREN") from None
 
 
-def _children() -> list[int]:
+def _children() -> set[int]:
     """The children of this process, which has one thread (proc(5))."""
     with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
-        return [int(pid) for pid in file.read().split()]
+        return {int(pid) for pid in file.read().split()}
 
 
-def _reap(spared: frozenset[int]) -> set[int]:
-    """Wait for the children that have ended. :returns: those, of all but the spared, that have not."""
-    left = set(_children()) - spared
-    return {pid for pid in left if os.waitpid(pid, os.WNOHANG)[0] == 0}
+def _reap(children: set[int]) -> set[int]:
+    """Wait for those of the children that have ended. :returns: the others."""
+    return {pid for pid in children if os.waitpid(pid, os.WNOHANG)[0] == 0}
 
 
 def end_orphans(spared: frozenset[int]) -> None:
     """End all children but the spared, and all of their descendants: SIGTERM, after LEFT_S SIGKILL.
 
     Children alone are signalled, whose numbers can't be another's until they are waited for. What they leave is a
-    child before they can be waited for, so that none left is none hidden.
+    child before they can be waited for: once none is listed, none is hidden.
     """
     kill = time.monotonic() + LEFT_S
     asked: set[int] = set()
-    while left := _reap(spared):
+    while children := _children() - spared:
+        left = _reap(children)
         now = time.monotonic()
         if now >= kill + LEFT_S:
             say(f"error: still there of what QEMU has started: {' '.join(map(str, sorted(left)))}")

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         from virtfs_proxy.cli import run
 
         return run.main(rest)
-    if command in {"-h", "--help"}:
+    if command in {"-h", "--help", "help"}:
         print(USAGE, end="")
     elif command in {"-v", "--version"}:
         print(f"virtfs {__version__}")

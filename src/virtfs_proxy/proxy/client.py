@@ -44,6 +44,7 @@ MAX_VALUE: Final = MAX_BODY - 2
 """Bytes of the longest attribute, or list of names, that a reply can carry."""
 
 _PATH_MAX: Final = 4096
+_SOCKET_PATH_MAX: Final = 107  # sun_path of linux/un.h, and a NUL
 _NS: Final = 1_000_000_000
 
 
@@ -136,9 +137,12 @@ class ProxyClient:
     that ends the connection for good, as in QEMU's driver.
 
     :param sock: a connected stream socket; the client owns it from here on.
+    :raises TypeError: for a path, which :meth:`connect` takes.
     """
 
     def __init__(self, sock: socket.socket) -> None:
+        if not hasattr(sock, "sendall"):
+            raise TypeError("use ProxyClient.connect(path)")
         self._sock = sock
         self._lock = threading.Lock()
         self._buffer = bytearray(HEADER_SIZE + MAX_BODY)
@@ -149,8 +153,14 @@ class ProxyClient:
         """Connect to a helper's socket.
 
         :param timeout: seconds to wait for an answer, to connecting and to each request; None waits for ever.
-        :raises OSError: as connect(2), with the path.
+        :raises OSError: as connect(2), with the path; ENAMETOOLONG for one of more than 107 bytes.
         """
+        size = len(os.fsencode(path))
+        if size > _SOCKET_PATH_MAX:
+            text = (
+                f"socket path is {size} bytes long, the kernel takes {_SOCKET_PATH_MAX}: use a shorter or relative one"
+            )
+            raise OSError(errno.ENAMETOOLONG, text, os.fspath(path))
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(timeout)

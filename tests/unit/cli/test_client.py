@@ -6,6 +6,7 @@ import io
 import os
 import pwd
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -182,6 +183,8 @@ def test_an_error_is_one_line(error: OSError, text: str) -> None:
         ["none", "xattr", "get", "x"],
         ["none", "rm", "-r", ""],
         ["none", "put", "x", ""],
+        ["none", "ls", ".."],
+        ["none", "put", "x", "d/../y"],
     ],
     ids=" ".join,
 )
@@ -192,12 +195,69 @@ def test_a_usage_error_is_2_and_connects_nowhere(argv: list[str], capsys: pytest
     assert capsys.readouterr().err.startswith("usage: virtfs client SOCKET")
 
 
-def test_no_helper_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("argv", "wrong"),
+    [
+        (["ls", "-l"], "SOCKET, the path of a helper's socket, comes first"),
+        (["none", "cat", "a/.."], "argument PATH: '..' is not allowed: paths are inside the export"),
+    ],
+)
+def test_a_usage_error_says_what_is_wrong(argv: list[str], wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        client.main(argv)
+    assert capsys.readouterr().err.endswith(f": error: {wrong}\n")
+
+
+def test_usage_and_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, usage in (
+        (["--help"], "usage: virtfs client SOCKET [COMMAND ...]\n"),
+        (["none", "xattr", "rm", "--help"], "usage: virtfs client SOCKET xattr rm [-h] PATH NAME\n"),
+    ):
+        with pytest.raises(SystemExit):
+            client.main(argv)
+        assert capsys.readouterr().out.startswith(usage)
+
+
+NOBODY_WAITS = "no helper waits there; start one with virtfs-proxy-helper -s (it ends with its first connection)"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("none", f"No such file or directory: {NOBODY_WAITS}"),
+        ("file", "Connection refused: no helper listens there"),
+        ("datagrams", "Protocol wrong type for socket: no helper listens there"),
+        ("ls", f"No such file or directory: {NOBODY_WAITS}"),  # with a slash before it, it is no forgotten socket
+        ("s" * 250, "socket path is {} bytes long, the kernel takes 107: use a shorter or relative one"),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_no_helper_is_one_line_that_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, text: str
 ) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    assert client.main([str(tmp_path / "none"), "ls"]) == 1
-    assert capsys.readouterr().err == f"virtfs client: {tmp_path}/none: No such file or directory\n"
+    (tmp_path / "file").touch()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(str(tmp_path / "datagrams"))
+        assert client.main([str(tmp_path / name), "ls"]) == 1
+    path = str(tmp_path / name)
+    assert capsys.readouterr().err == f"virtfs client: {path}: {text.format(len(path))}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "closed", "complaint"),
+    [
+        ("ls", ">&-", "virtfs client: standard output is closed\n"),
+        ("", "<&-", "virtfs client: standard input is closed\n"),
+        ("put - f", "<&-", "virtfs client: standard input is closed\n"),
+        ("ls", "2>&-", ""),
+    ],
+)
+def test_a_closed_stream_is_one_line(tmp_path: Path, words: str, closed: str, complaint: str) -> None:
+    script = f'exec "$0" -m virtfs_proxy.cli.virtfs client none {words} {closed}'
+    shell = ["sh", "-c", script, sys.executable]
+    run = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (1, "", complaint)
 
 
 def test_help_of_a_command_needs_no_helper(capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,7 +334,9 @@ def test_get_interrupted_anywhere_leaves_one_whole_file(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == left
 
 
-@pytest.mark.parametrize(("argv", "status"), [(["--help"], 0), (["--version"], 0), ([], 2), (["frob"], 2)])
+@pytest.mark.parametrize(
+    ("argv", "status"), [(["--help"], 0), (["help"], 0), (["--version"], 0), ([], 2), (["frob"], 2)]
+)
 def test_virtfs(argv: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert virtfs.main(argv) == status
     out, err = capsys.readouterr()

@@ -356,7 +356,7 @@ deadline = time.monotonic() + 30
 while len(processes._children()) < 2 and time.monotonic() < deadline:
     time.sleep(0.01)
 processes.end_orphans(spared)
-print(processes._children() == [mine.pid], mine.poll())
+print(processes._children() == {mine.pid}, mine.poll())
 mine.kill()
 mine.wait()
 """

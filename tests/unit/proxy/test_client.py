@@ -389,6 +389,21 @@ def test_connect_names_the_socket(tmp_path: Path) -> None:
     assert raised.value.filename == str(tmp_path / "none")
 
 
+def test_connect_says_how_long_a_path_may_be(tmp_path: Path) -> None:
+    path = str(tmp_path / "s").ljust(120, "s")
+    with pytest.raises(OSError, match="socket path is 120 bytes long, the kernel takes 107: use a shorter") as raised:
+        ProxyClient.connect(path)
+    assert (raised.value.errno, raised.value.filename) == (errno.ENAMETOOLONG, path)
+    with pytest.raises(FileNotFoundError):
+        ProxyClient.connect(path[:107])
+
+
+def test_a_path_for_a_socket_is_refused_at_once() -> None:
+    path: Any = "/run/helper.sock"
+    with pytest.raises(TypeError, match=r"use ProxyClient\.connect\(path\)"):
+        ProxyClient(path)
+
+
 def test_connect_and_hang_up(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))

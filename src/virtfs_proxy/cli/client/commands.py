@@ -1,11 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands of `virtfs client` that look into an export and change it; client.py has those that copy."""
 
+import contextlib
+import errno
 import stat
 import sys
+from collections.abc import Iterator
 
 from virtfs_proxy.cli.client import listing
-from virtfs_proxy.cli.client.session import Args, Failed, Session, base, emit, into, is_dir, join, shown, umask, walk
+from virtfs_proxy.cli.client.session import (
+    Args,
+    Failed,
+    Session,
+    base,
+    emit,
+    into,
+    is_dir,
+    join,
+    outside,
+    shown,
+    told,
+    umask,
+    walk,
+)
 from virtfs_proxy.proxy.client import ProxyClient
 
 
@@ -138,6 +155,8 @@ def mv(s: Session, args: Args) -> None:
 
 def ln(s: Session, args: Args) -> None:
     """Make a hard link, or a symlink with any text as its target."""
+    if not args.symbolic and (wrong := outside(args.target)):
+        raise Failed(f"{listing.escape(args.target)}: {wrong}")
     place = into(s.client, args.path, args.target)
     if args.symbolic:
         s.client.symlink(args.target, place, *args.owner)
@@ -163,6 +182,23 @@ def chown(s: Session, args: Args) -> None:
                 s.client.chown(place, *args.owner)
 
 
+_NAMESPACES = (b"user.", b"trusted.", b"security.", b"system.")
+
+
+@contextlib.contextmanager
+def _attribute(args: Args) -> Iterator[None]:
+    """Say of a name what its errno does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            raise Failed(f"{listing.escape(args.path)}: no attribute {listing.escape(args.name)}") from None
+        if error.errno == errno.EOPNOTSUPP and not args.name.startswith(_NAMESPACES):
+            example = listing.escape(b"user." + args.name)
+            raise Failed(f"{told(error)}; names need a namespace, as in {example}") from None
+        raise
+
+
 def xattr_list(s: Session, args: Args) -> None:
     """List the names of extended attributes."""
     for name in sorted(s.client.llistxattr(args.path)):
@@ -171,7 +207,8 @@ def xattr_list(s: Session, args: Args) -> None:
 
 def xattr_get(s: Session, args: Args) -> None:
     """Write an extended attribute's value to stdout."""
-    value = s.client.lgetxattr(args.path, args.name)
+    with _attribute(args):
+        value = s.client.lgetxattr(args.path, args.name)
     if sys.stdout.isatty():
         emit(shown(value))
     else:
@@ -180,12 +217,14 @@ def xattr_get(s: Session, args: Args) -> None:
 
 def xattr_set(s: Session, args: Args) -> None:
     """Set an extended attribute."""
-    s.client.lsetxattr(args.path, args.name, args.value)
+    with _attribute(args):
+        s.client.lsetxattr(args.path, args.name, args.value)
 
 
 def xattr_rm(s: Session, args: Args) -> None:
     """Remove an extended attribute."""
-    s.client.lremovexattr(args.path, args.name)
+    with _attribute(args):
+        s.client.lremovexattr(args.path, args.name)
 
 
 __all__ = [

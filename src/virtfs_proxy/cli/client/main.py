@@ -6,6 +6,7 @@ A helper serves one connection and ends with it, so that a session may be one co
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import re
@@ -30,8 +31,11 @@ from virtfs_proxy.cli.client.session import (
     into,
     is_dir,
     join,
+    naming,
+    outside,
     told,
     umask,
+    unconnected,
 )
 from virtfs_proxy.proxy.client import ProxyClient
 
@@ -53,7 +57,7 @@ def pump(source: io.FileIO, sink: IO[bytes] | io.FileIO, name: bytes) -> None:
 
 @contextlib.contextmanager
 def _bar(name: bytes, total: int) -> Iterator[Callable[[int], Any]]:
-    if total >= BAR_FROM and sys.stderr.isatty():
+    if total >= BAR_FROM and sys.stderr is not None and sys.stderr.isatty():
         with contextlib.suppress(ImportError):  # it comes with virtfs-proxy[client]
             from tqdm import tqdm
 
@@ -65,7 +69,15 @@ def _bar(name: bytes, total: int) -> Iterator[Callable[[int], Any]]:
 
 def open_regular(client: ProxyClient, path: bytes) -> io.FileIO:
     """Open a file for reading, if it is one; whatever came, reading it blocks nobody."""
-    file = client.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        file = client.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # our helper opens no FIFO and no device
+            raise Failed(f"{listing.escape(path)}: not a regular file") from None
+        if error.errno == errno.ELOOP and stat.S_ISLNK(client.lstat(path).st_mode):
+            advice = "a symbolic link, which is not followed here; name its target (ls -l)"
+            raise Failed(f"{told(error)}: {advice}") from None
+        raise
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise Failed(f"{listing.escape(path)}: not a regular file")
@@ -85,12 +97,12 @@ def put_file(client: ProxyClient, source: io.FileIO, path: bytes, mode: int, own
     part = join(parent, b".%b.%08x" % (name[:200], int.from_bytes(os.urandom(4), "little")))
     made = False
     try:
-        with Signals.hold():
+        with naming(path), Signals.hold():
             target = client.create(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode & 0o777 & ~umask(), *owner)
             made = True
         with target:
             pump(source, target, path)
-        with Signals.hold():
+        with naming(path), Signals.hold():
             client.rename(part, path)
             made = False
     except BaseException:
@@ -145,12 +157,12 @@ def get_file(client: ProxyClient, path: bytes, local: bytes) -> None:
         parent, name = os.path.split(local)
         part = b""
         try:
-            with Signals.hold():
+            with naming(local), Signals.hold():
                 fd, part = tempfile.mkstemp(prefix=b".%b." % name[:200], dir=parent or b".")
             with io.FileIO(fd, "w") as sink:
                 pump(source, sink, path)
                 os.fchmod(fd, os.fstat(source.fileno()).st_mode & 0o777 & ~umask())
-            with Signals.hold():
+            with naming(local), Signals.hold():
                 os.replace(part, local)
                 part = b""
         except BaseException:
@@ -238,10 +250,19 @@ def _given(text: str) -> bytes:
     return os.fsencode(text)
 
 
+def _inside(text: str) -> bytes:
+    path = _given(text)
+    if wrong := outside(path):
+        raise argparse.ArgumentTypeError(wrong)
+    return path
+
+
 def _path(name: str, **options: Any) -> Argument:
-    return (name,), {"type": _given, "metavar": name.upper(), **options}
+    return (name,), {"type": _inside, "metavar": name.upper(), **options}
 
 
+_LOCAL: Final = _path("local", type=_given)
+_NAME: Final = _path("name", type=_given)
 _PATHS: Final = _path("path", nargs="+")
 _RECURSIVE: Final = _flag("-r", "-R", "--recursive", say="directories and all in them")
 _OWNER: Final[Argument] = (
@@ -263,8 +284,8 @@ COMMANDS: Final[Table] = {
     "tree": (commands.tree, "draw a directory and all in it", [_path("path", nargs="?", default=b".")]),
     "stat": (commands.stat_, "show all that lstat tells", [_PATHS]),
     "cat": (cat, "write files to stdout", [_PATHS]),
-    "put": (put, "copy into the export", [_RECURSIVE, _OWNER, _path("local"), _path("remote")]),
-    "get": (get, "copy out of the export", [_RECURSIVE, _path("remote"), _path("local")]),
+    "put": (put, "copy into the export", [_RECURSIVE, _OWNER, _LOCAL, _path("remote")]),
+    "get": (get, "copy out of the export", [_RECURSIVE, _path("remote"), _LOCAL]),
     "mkdir": (
         commands.mkdir,
         "make directories",
@@ -284,7 +305,7 @@ COMMANDS: Final[Table] = {
     "ln": (
         commands.ln,
         "make a link",
-        [_flag("-s", "--symbolic", say="a symlink"), _OWNER, _path("target"), _path("path")],
+        [_flag("-s", "--symbolic", say="a symlink"), _OWNER, _path("target", type=_given), _path("path")],
     ),
     "chmod": (
         commands.chmod,
@@ -298,13 +319,13 @@ COMMANDS: Final[Table] = {
     ),
     "xattr": {
         "list": (commands.xattr_list, "names of extended attributes", [_path("path")]),
-        "get": (commands.xattr_get, "write a value to stdout", [_path("path"), _path("name")]),
+        "get": (commands.xattr_get, "write a value to stdout", [_path("path"), _NAME]),
         "set": (
             commands.xattr_set,
             "set a value",
-            [_path("path"), _path("name"), _path("value", type=os.fsencode)],
+            [_path("path"), _NAME, _path("value", type=os.fsencode)],
         ),
-        "rm": (commands.xattr_rm, "remove an extended attribute", [_path("path"), _path("name")]),
+        "rm": (commands.xattr_rm, "remove an extended attribute", [_path("path"), _NAME]),
     },
     "df": (
         commands.df,
@@ -315,7 +336,7 @@ COMMANDS: Final[Table] = {
 
 
 def _add(parser: argparse.ArgumentParser, table: Table) -> argparse.ArgumentParser:
-    verbs = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND", title="commands", prog=parser.prog)
     for name, entry in table.items():
         if isinstance(entry, dict):
             _add(verbs.add_parser(name, help="list, get, set, rm: extended attributes"), entry)
@@ -384,13 +405,32 @@ def _converse(s: Session, parser: argparse.ArgumentParser) -> int:
     return 0
 
 
+def _closed(args: Args | None) -> str:
+    """Which stream the shell closed that is needed: the connection would get its descriptor."""
+    if sys.stdin is None and (args is None or (args.run is put and args.local == b"-")):
+        return "input"
+    return "output" if sys.stdout is None else ""
+
+
 def _serve(socket: str, parser: argparse.ArgumentParser, args: Args | None) -> int:
-    with ProxyClient.connect(socket) as client:
+    try:
+        connection = ProxyClient.connect(socket)
+    except OSError as error:
+        complain(unconnected(error))
+        return 1
+    with connection as client:
         s = Session(client)
         if args is None:
             return _converse(s, parser)
         _perform(s, args)
         return int(s.failed)
+
+
+def _no_socket(word: str) -> bool:
+    """Whether the first word shows that the socket was forgotten."""
+    if word.startswith("-"):
+        return word not in {"-h", "--help"}
+    return word in COMMANDS and not os.path.lexists(word)
 
 
 _ABOUT: Final = """\
@@ -405,13 +445,17 @@ def main(argv: list[str] | None = None) -> int:
     :returns: the exit status: 1 for a failure, 2 for a usage error, 128 and its number for a signal.
     """
     argv = sys.argv[1:] if argv is None else argv
-    parser = _add(argparse.ArgumentParser(prog=f"{PROG} SOCKET", description=_ABOUT), COMMANDS)
-    if not argv or (argv[0].startswith("-") and argv[0] not in {"-h", "--help"}):
+    usage = f"{PROG} SOCKET [COMMAND ...]"
+    parser = _add(argparse.ArgumentParser(prog=f"{PROG} SOCKET", usage=usage, description=_ABOUT), COMMANDS)
+    if not argv or _no_socket(argv[0]):
         parser.error("SOCKET, the path of a helper's socket, comes first")
     socket, *words = argv
     if socket.startswith("-"):  # --help
         words = [socket]
     args = parser.parse_args(words) if words else None
+    if closed := _closed(args):
+        complain(f"standard {closed} is closed")
+        return 1
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup(1)
             signal.signal(signum, Signals.arrived)

@@ -3,6 +3,7 @@
 
 import argparse
 import contextlib
+import errno
 import os
 import stat
 import sys
@@ -87,8 +88,10 @@ class Session:
 
 def complain(text: str) -> None:
     """Write one line to stderr, behind what was written to stdout."""
-    sys.stdout.flush()
-    print(f"{PROG}: {text}", file=sys.stderr, flush=True)
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    if sys.stderr is not None:  # print() would take stdout instead
+        print(f"{PROG}: {text}", file=sys.stderr, flush=True)
 
 
 def told(error: OSError) -> str:
@@ -96,6 +99,31 @@ def told(error: OSError) -> str:
     names = [os.fsencode(name) for name in (error.filename, error.filename2) if name is not None]
     what = error.strerror or str(error)
     return f"{' -> '.join(map(listing.escape, names))}: {what}" if names else what
+
+
+_CONNECTING: Final = {
+    errno.ENOENT: "no helper waits there; start one with virtfs-proxy-helper -s (it ends with its first connection)",
+    errno.ECONNREFUSED: "no helper listens there",
+    errno.ENOTSOCK: "no helper listens there",
+    errno.EPROTOTYPE: "no helper listens there",
+}
+
+
+def unconnected(error: OSError) -> str:
+    """Why there is no connection, and what to do about it."""
+    advice = _CONNECTING.get(error.errno or 0)
+    return f"{told(error)}: {advice}" if advice else told(error)
+
+
+@contextlib.contextmanager
+def naming(path: bytes) -> Iterator[None]:
+    """An error in the block names this path, not the temporary file beside it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            error.filename, error.filename2 = path, None
+        raise
 
 
 def shown(name: bytes) -> bytes:
@@ -117,6 +145,11 @@ def base(path: bytes) -> bytes:
     """The last name of a path, trailing slashes aside; empty for a directory that has none, '.' or '..'."""
     name = os.path.basename(path.rstrip(b"/"))
     return name if name not in {b".", b".."} else b""
+
+
+def outside(path: bytes) -> str:
+    """What is wrong with a path that has '..' in it, empty for any other: the helper takes none."""
+    return "'..' is not allowed: paths are inside the export" if b".." in path.split(b"/") else ""
 
 
 def umask() -> int:
@@ -153,5 +186,5 @@ def walk(client: ProxyClient, top: bytes) -> Iterator[tuple[bytes, int]]:
 
 __all__ = [
     "PROG", "Args", "Failed", "Interrupted", "Session", "Signals", "base", "complain", "emit", "into",
-    "is_dir", "join", "shown", "told", "umask", "walk",
+    "is_dir", "join", "naming", "outside", "shown", "told", "umask", "unconnected", "walk",
 ]  # fmt: skip
