@@ -37,7 +37,7 @@ SETTLE_S: Final = 0.002
 WARM_UP: Final = 3000
 """Requests to each helper before the first round."""
 
-SLICE: Final = 250
+SLICE: Final = 3000
 """Requests to one helper before the other's turn: a busy moment of the machine meets both."""
 
 
