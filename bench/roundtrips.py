@@ -37,10 +37,6 @@ SETTLE_S: Final = 0.002
 WARM_UP: Final = 3000
 """Requests to each helper before the first round."""
 
-SLICE: Final = 3000
-"""Requests to one helper before the other's turn: a busy moment of the machine meets both."""
-
-
 class Round(NamedTuple):
     """Nanoseconds a request."""
 
@@ -54,7 +50,7 @@ Asked = dict[str, tuple[Callable[[], object], int]]
 
 
 def measure(asked: Asked, requests: int) -> dict[str, Round]:
-    """One round of one operation: slices of requests to each helper in turn, in the order given."""
+    """One round of one operation: all requests to one helper, then to the other, in the order given."""
     samples: dict[str, list[int]] = {name: [0] * requests for name in asked}
     clock = time.perf_counter_ns
     for call, _ in asked.values():
@@ -62,13 +58,12 @@ def measure(asked: Asked, requests: int) -> dict[str, Round]:
             call()
     time.sleep(SETTLE_S)
     before = {name: usage(pid).cpu_ns for name, (_, pid) in asked.items()}
-    for start in range(0, requests, SLICE):
-        for name, (call, _) in asked.items():
-            taken = samples[name]
-            for i in range(start, min(start + SLICE, requests)):
-                started = clock()
-                call()
-                taken[i] = clock() - started
+    for name, (call, _) in asked.items():
+        taken = samples[name]
+        for i in range(requests):
+            started = clock()
+            call()
+            taken[i] = clock() - started
     time.sleep(SETTLE_S)
     found = {}
     for name, (_, pid) in asked.items():

@@ -133,6 +133,8 @@ def launch(options: Options) -> int:
         raise RunError("only root can give the helper its privileges: use sudo virtfs run")
     export = directory(options.export)
     user = Identity.of(options.user, os.environ)
+    if user.uid == 0:
+        say("QEMU will run as root, with all of root's rights: name an ordinary user with --user")
     qemu = executable(options.qemu[0])
     processes.default_signals()
     device = choose_device(qemu, options.qemu[1:], lambda *arguments: processes.ask([qemu, *arguments], user))
