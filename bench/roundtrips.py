@@ -37,6 +37,7 @@ SETTLE_S: Final = 0.002
 WARM_UP: Final = 3000
 """Requests to each helper before the first round."""
 
+
 class Round(NamedTuple):
     """Nanoseconds a request."""
 
