@@ -7,7 +7,7 @@ A NewType costs nothing at run time; mypy refuses plain bytes where a checked na
 from typing import NewType
 
 Path = NewType("Path", bytes)
-"""A way below the export's root: relative, not empty, no NUL byte, no component '..'"""
+"""A way below the export's root: relative, not empty, no NUL byte, no component '..'."""
 
 Text = NewType("Text", bytes)
 """A string that goes to the kernel as it is (a symlink's target, an attribute's name): no NUL byte."""

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
+from virtfs_proxy import linux
 from virtfs_proxy.proxy.client import ProxyClient
 
 PATIENCE = 60.0
 """Seconds that nothing here takes; what takes longer hangs."""
 
 NAME = "virtfs-proxy-helper"
-_PR_SET_CHILD_SUBREAPER = 36
 
 # A /dev of its own for one process: whether a syslog socket is there is for the test to say, whatever the host has.
 _PRIVATE_DEV = 'mount --bind /dev/null "$0/null" && mount --rbind "$0" /dev && exec "$@"'
@@ -237,10 +237,12 @@ def launcher(helper_command: list[str], room: Path, export: Path) -> Iterator[La
     missing = [tool for tool in ("setpriv", "strace", "unshare", "setfacl") if shutil.which(tool) is None]
     assert not missing, f"needed here: {missing} (Debian packages util-linux, strace and acl)"
     libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # a daemon whose parent has gone becomes a child of this process
+    libc.prctl(
+        linux.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0
+    )  # a daemon whose parent has gone becomes a child of this process
     launcher = Launcher(helper_command, room, export)
     try:
         yield launcher
     finally:
         launcher.close()
-        libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        libc.prctl(linux.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)

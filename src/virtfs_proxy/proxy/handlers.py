@@ -39,9 +39,9 @@ def link(s: Session, oldpath: Path, path: Path) -> None:
 
 def lstat(s: Session, path: Path) -> tuple[int, ...]:
     st = s.export.lstat(s.root, path)
+    # As a sequence stat_result has the times in whole seconds (ints, though typeshed says float). Unpacking it costs
+    # half of what its attributes do.
     mode, ino, dev, nlink, uid, gid, size, atime, mtime, ctime = st
-    # stat_result as a sequence: mode, ino, dev, nlink, uid, gid, size, atime, mtime, ctime, the times in whole
-    # seconds (ints there, though typeshed says float). An index costs half of what an attribute does.
     return (  # type: ignore[return-value]
         dev, ino, nlink, mode, uid, gid, st.st_rdev, size, st.st_blksize, st.st_blocks,
         atime, st.st_atime_ns % _SECOND, mtime, st.st_mtime_ns % _SECOND, ctime, st.st_ctime_ns % _SECOND,

@@ -128,18 +128,13 @@ def _answering(connection: socket.socket, protocol: Protocol, stop: Stop) -> Cal
     return frames
 
 
-def _try(send: Callable[..., int], *arguments: object) -> int:
-    """Bytes that went out: 0 when the second of SO_SNDTIMEO has passed without room for any."""
-    try:
-        return send(*arguments)
-    except BlockingIOError:
-        return 0
-
-
 def _send_rest(connection: socket.socket, rest: bytes, stop: Stop) -> None:
     """The slow way, for a peer that asks on without reading."""
     for _ in range(SEND_TIMEOUT):
-        rest = rest[_try(connection.send, rest) :]
+        try:
+            rest = rest[connection.send(rest) :]
+        except BlockingIOError:  # a second has passed without room for any
+            pass
         if not rest:
             return
         if stop.pending:

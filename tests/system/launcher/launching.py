@@ -8,17 +8,15 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from tests.system.conftest import PATIENCE, until
 
 VIRTFS = Path(sys.executable).with_name("virtfs")
 QEMU = "qemu-system-x86_64"
 # The processor stands still (-S): no guest is needed to see how the processes live and die.
 MACHINE = [QEMU, "-accel", "tcg", "-S", "-display", "none", "-nodefaults", "-sandbox", "on"]
 QMP = [*MACHINE, "-qmp", "stdio"]
-PATIENCE = 60.0
 LINE = "virtfs run: in the guest: mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000"
 
 ANSWERS = """#!/bin/sh
@@ -44,15 +42,6 @@ while True:
 """
 PYTHON = f"{sys.base_prefix}/bin/python3"
 RECORD = f'exec {PYTHON} -c {shlex.quote(RECORDER)} "$@"'
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """Poll for the condition and return its value once it is true."""
-    deadline = time.monotonic() + PATIENCE
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
-        time.sleep(0.02)
-    return value
 
 
 def fields(pid: int) -> dict[str, str]:

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.system.conftest import PATIENCE, until
 from tests.system.launcher.launching import (
     LINE,
     MACHINE,
-    PATIENCE,
     PYTHON,
     QEMU,
     QMP,
@@ -30,7 +30,6 @@ from tests.system.launcher.launching import (
     fields,
     gone,
     sockets,
-    until,
 )
 
 pytestmark = pytest.mark.root

@@ -15,18 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from tests.system.launcher.launching import (
-    MACHINE,
-    PATIENCE,
-    PYTHON,
-    QEMU,
-    RECORD,
-    Launch,
-    children,
-    descriptors,
-    fields,
-    until,
-)
+from tests.system.conftest import PATIENCE, until
+from tests.system.launcher.launching import MACHINE, PYTHON, QEMU, RECORD, Launch, children, descriptors, fields
 
 pytestmark = pytest.mark.root
 

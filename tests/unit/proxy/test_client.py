@@ -6,7 +6,6 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,6 @@ from virtfs_proxy.proxy.frames import FRAMES
 from virtfs_proxy.proxy.messages import FD_VALID, MAX_BODY, REQUESTS
 
 ROWS = {row.name: row for row in REQUESTS}
-
-
-@pytest.fixture
-def helper() -> Iterator[Helper]:
-    helper = Helper()
-    yield helper
-    helper.client.close()
-    helper.ours.close()
 
 
 def numbered(table: list[tuple[Any, ...]]) -> list[str]:

@@ -5,21 +5,12 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.unit.proxy.fake_helper import OK, Helper, open_descriptors
 
 from virtfs_proxy.proxy.messages import FD_VALID
-
-
-@pytest.fixture
-def helper() -> Iterator[Helper]:
-    helper = Helper()
-    yield helper
-    helper.client.close()
-    helper.ours.close()
 
 
 def test_a_descriptor_is_close_on_exec(helper: Helper, tmp_path: Path) -> None:
